@@ -1,0 +1,29 @@
+# Needs Python >= 3.11, pip and make. Everything is installed into .venv, once.
+PYTHON ?= python3
+python := .venv/bin/python
+
+.PHONY: demo lab test notebooks bench
+
+demo: .venv/installed  # the tour: SmolLM2 answers, a class is graded, a report is written
+	$(python) -m autograder demo
+
+lab: .venv/installed  # the course, in JupyterLab
+	$(python) -m jupyterlab --ServerApp.root_dir=notebooks
+
+test: .venv/installed  # everything that gates a change
+	$(python) -m ruff check . && $(python) -m ruff format --check .
+	$(python) -m autograder build --check
+	$(python) -m pytest
+
+notebooks: .venv/installed  # every chapter run in full, demo cells included
+	$(python) -m autograder build --execute
+
+bench: .venv/installed  # side by side with what a user would pick instead
+	$(python) -m benchmarks
+
+# torch is named with its version, so that pip takes a CPU build where only that is at hand.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.11." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --without-pip .venv
+	$(PYTHON) -m pip --python .venv install -c constraints.txt $(shell grep ^torch== constraints.txt) -e '.[grader,test]'
+	@touch $@

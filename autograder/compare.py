@@ -1,0 +1,191 @@
+"""Comparing an outcome with the expected one, and saying in words how they differ."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autograder.inside.codec import Opaque
+from autograder.inside.outcome import Outcome
+
+# (rtol, atol) by dtype: wide enough for another order of summation, too narrow for another formula.
+TOLERANCE = {
+    torch.float64: (1e-7, 1e-9),
+    torch.float32: (1e-4, 1e-5),
+    torch.bfloat16: (2e-2, 1e-2),
+    torch.float16: (2e-3, 1e-3),
+}
+
+Tolerance = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How an outcome differs: `summary` names no value of the case, `detail` does.
+
+    Graded cases are secret, so a grade shows the summary; practice shows both.
+    """
+
+    summary: str
+    detail: str = ""
+    blank: bool = False  # nothing is written yet
+
+
+def compare_outcomes(
+    actual: Outcome, expected: Outcome, tolerance: Tolerance = None
+) -> Difference | None:
+    """None if the two agree in value or error, and in what they did to their arguments."""
+    if expected.error or actual.error:
+        return _compare_errors(actual, expected)
+    difference = compare(actual.value, expected.value, tolerance)
+    if difference is None and compare(actual.arguments, expected.arguments, (0.0, 0.0)):
+        return Difference(
+            "changes an argument in place: the caller's tensor is damaged. Work on a copy."
+        )
+    return difference
+
+
+def compare(
+    actual: Any, expected: Any, tolerance: Tolerance = None, where: str = ""
+) -> Difference | None:
+    """None if equal, else the first difference found. `where` is the path into the value: "[2]"."""
+    number = isinstance(expected, bool | int | float)
+    if number and isinstance(actual, Tensor) and actual.ndim == 0:
+        actual = actual.item()
+    if isinstance(expected, Tensor):
+        if not isinstance(actual, Tensor):
+            return _wrong_type(actual, expected, where)
+        return _compare_tensors(actual, expected, tolerance, where)
+    if isinstance(expected, float) and isinstance(actual, float | int):
+        as_tensor = torch.tensor([actual, expected], dtype=torch.float64)
+        rtol, atol = tolerance or TOLERANCE[torch.float32]
+        if torch.isclose(as_tensor[0], as_tensor[1], rtol, atol, equal_nan=True):
+            return None
+        return Difference(
+            f"{_at(where)}the number differs by more than rtol {rtol:g}, atol {atol:g}",
+            f"expected {expected:.6g}, got {actual:.6g}",
+        )
+    if type(actual) is not type(expected):
+        return _wrong_type(actual, expected, where)
+    if isinstance(expected, dict):
+        return _compare_dicts(actual, expected, tolerance, where)
+    if isinstance(expected, list | tuple):
+        if len(actual) != len(expected):
+            return Difference(
+                f"{_at(where)}expected {len(expected)} items, got {len(actual)}",
+            )
+        found = (
+            compare(a, e, tolerance, f"{where}[{i}]")
+            for i, (a, e) in enumerate(zip(actual, expected, strict=True))
+        )
+        return next((d for d in found if d), None)
+    if actual != expected:
+        return Difference(
+            f"{_at(where)}a different {type(expected).__name__}",
+            f"expected {_short(expected)}, got {_short(actual)}",
+        )
+    return None
+
+
+def describe(value: Any) -> str:
+    """A value in a few words: "float32 tensor (3, 5)", "dict of 4", "'abc'"."""
+    if isinstance(value, Opaque):
+        return value.type_name
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        layout = "" if value.is_contiguous() else ", not contiguous"
+        return f"{dtype} tensor {tuple(value.shape)}{layout}"
+    if isinstance(value, list | tuple | dict) and len(repr(value)) > 60:
+        return f"{type(value).__name__} of {len(value)}"
+    return _short(value)
+
+
+def _compare_errors(actual: Outcome, expected: Outcome) -> Difference | None:
+    if expected.error is None:
+        error = actual.error
+        if error.type == "NotImplementedError":
+            return Difference("is not written yet", blank=True)
+        return Difference(f"raised {error.type}: {error.message}", error.traceback)
+    if actual.error is None:
+        return Difference(
+            f"should raise {expected.error.type}, but returned {kind(actual.value)}",
+            f"the reference says: {expected.error.message}",
+        )
+    if expected.error.type in (actual.error.type, *actual.error.bases):
+        return None
+    return Difference(
+        f"should raise {expected.error.type}, but raised "
+        f"{actual.error.type}: {actual.error.message}",
+        actual.error.traceback,
+    )
+
+
+def _compare_tensors(
+    actual: Tensor, expected: Tensor, tolerance: Tolerance, where: str
+) -> Difference | None:
+    at = _at(where)
+    if actual.shape != expected.shape:
+        return Difference(f"{at}expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
+    if actual.dtype != expected.dtype:
+        return Difference(f"{at}expected dtype {expected.dtype}, got {actual.dtype}")
+    rtol, atol = tolerance or TOLERANCE.get(expected.dtype, (0.0, 0.0))
+    close = torch.isclose(actual, expected, rtol, atol, equal_nan=True)
+    if close.all():
+        return None
+    count = int((~close).sum())
+    within = f" by more than rtol {rtol:g}, atol {atol:g}" if atol or rtol else ""
+    summary = f"{at}{count} of {close.numel()} elements differ{within}"
+    if actual.is_floating_point():
+        for name, test in (("NaN", torch.isnan), ("infinite", torch.isinf)):
+            has, wanted = int(test(actual).sum()), int(test(expected).sum())
+            if has != wanted:
+                summary += f"; {has} are {name} (expected {wanted})"
+    first = tuple((~close).nonzero()[0].tolist())
+    return Difference(
+        summary,
+        f"first at {list(first)}: expected {expected[first].item():.6g}, "
+        f"got {actual[first].item():.6g}",
+    )
+
+
+def _compare_dicts(
+    actual: dict, expected: dict, tolerance: Tolerance, where: str
+) -> Difference | None:
+    missing = [k for k in expected if k not in actual]
+    extra = [k for k in actual if k not in expected]
+    if missing or extra:
+        return Difference(
+            f"{_at(where)}{len(missing)} keys are missing, {len(extra)} are too many",
+            f"missing {_short(missing)}, too many {_short(extra)}",
+        )
+    found = (compare(actual[k], expected[k], tolerance, f"{where}[{k!r}]") for k in expected)
+    return next((d for d in found if d), None)
+
+
+def _wrong_type(actual: Any, expected: Any, where: str) -> Difference:
+    hint = " (is a return statement missing?)" if actual is None else ""
+    return Difference(f"{_at(where)}expected {kind(expected)}, got {kind(actual)}{hint}")
+
+
+def describe_kind(value: Any) -> str:
+    """The same without values, for a hidden case: "float32 tensor (3, 5)", "a dict", "an int"."""
+    return describe(value) if isinstance(value, Tensor) else kind(value)
+
+
+def kind(value: Any) -> str:
+    """The type of a value in words: "a tensor", "None", "a list"."""
+    if value is None:
+        return "None"
+    name = value.type_name if isinstance(value, Opaque) else type(value).__name__
+    name = {"Tensor": "tensor", "str": "string"}.get(name, name)
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def _at(where: str) -> str:
+    return f"at {where}: " if where else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

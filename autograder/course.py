@@ -1,0 +1,150 @@
+"""The chapters of the course, in order: their modules, their exercises, their files.
+
+The order is the dependency order of `llmkit`: a chapter may use what earlier chapters taught.
+Nothing here needs the course's folder, so that an installed package can grade by itself.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from autograder.check import Check, Exercise, Question
+
+SHARED = ("device", "plots")  # modules of llmkit that belong to no chapter and reveal no answer
+SOLUTION = "-solution"  # the grade_id of a solution cell is the exercise's name with this behind it
+DEMO = "demo"  # the tag of cells that are heavy or need assets: grading skips them
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One chapter; `slug` is "02-losses", `modules` are the modules of llmkit that it teaches."""
+
+    slug: str
+    modules: tuple[str, ...]
+
+    @property
+    def topic(self) -> str:
+        return self.slug[3:]
+
+    def source(self, course: Path) -> Path:
+        return course / "solutions" / self.slug / f"{self.slug}.md"
+
+    def instructor_notebook(self, course: Path) -> Path:
+        return course / "solutions" / self.slug / f"{self.slug}.ipynb"
+
+    def release(self, course: Path) -> Path:
+        return course / "notebooks" / self.slug / f"{self.slug}.ipynb"
+
+
+CHAPTERS = (
+    Chapter("01-ngrams", ("ngrams",)),
+    Chapter("02-losses", ("losses",)),
+    Chapter("03-tokenization", ("tokenization",)),
+    Chapter("04-positions", ("positions",)),
+    Chapter("05-attention", ("attention",)),
+    Chapter("06-norms", ("norms",)),
+    Chapter("07-feedforward", ("feedforward",)),
+    Chapter("08-transformer", ("transformer", "checkpoints")),
+    Chapter("09-pretraining", ("pretraining", "rnn")),
+    Chapter("10-decoding", ("decoding",)),
+    Chapter("11-prompting", ("prompting",)),
+    Chapter("12-finetuning", ("finetuning",)),
+    Chapter("13-efficiency", ("efficiency",)),
+)
+
+
+def chapters(course: Path) -> list[Chapter]:
+    """The chapters whose source is in the course's folder, in order."""
+    return [chapter for chapter in CHAPTERS if chapter.source(course).is_file()]
+
+
+def find_chapter(name: str) -> Chapter:
+    """The chapter called "02-losses", "losses" or "02".
+
+    Raises LookupError, naming the nearest, if there is none.
+    """
+    for chapter in CHAPTERS:
+        if name in (chapter.slug, chapter.topic, chapter.slug[:2]):
+            return chapter
+    raise LookupError(f"There is no chapter {name!r}{_nearest(name, (c.slug for c in CHAPTERS))}")
+
+
+@functools.cache
+def checks_of(chapter: str) -> dict[str, Exercise]:
+    """The chapter's exercises by name, as `autograder.checks` defines them, in that order.
+
+    Empty for a chapter that is not written yet. Raises ValueError if two share a name.
+    """
+    module = f"autograder.checks.{find_chapter(chapter).topic}"
+    if importlib.util.find_spec(module) is None:
+        return {}
+    exercises = {}
+    for value in vars(importlib.import_module(module)).values():
+        if not isinstance(value, Check | Question):
+            continue
+        if exercises.setdefault(value.name, value) is not value:
+            raise ValueError(f"{module} defines two exercises named {value.name!r}: rename one.")
+    return exercises
+
+
+def find(name: str) -> Exercise:
+    """The exercise of that name, wherever in the course it is.
+
+    Raises LookupError, naming the nearest, if there is none.
+    """
+    for chapter in CHAPTERS:
+        if name in checks_of(chapter.slug):
+            return checks_of(chapter.slug)[name]
+    names = (n for chapter in CHAPTERS for n in checks_of(chapter.slug))
+    raise LookupError(f"There is no exercise {name!r}{_nearest(name, names)}")
+
+
+def allowed_modules(chapter: str) -> dict[str, str]:
+    """What a student of this chapter may import from llmkit: {"llmkit/losses.py": source text}.
+
+    Those are the modules taught before it and the shared ones; the chapter's own would be the
+    answers. Read from the installed package.
+    """
+    taught = CHAPTERS[: CHAPTERS.index(find_chapter(chapter))]
+    before = [module for earlier in taught for module in earlier.modules]
+    files = [f"{module}.py" for module in ("__init__", *before, *SHARED)]
+    package = resources.files("llmkit")
+    return {
+        f"llmkit/{file}": (package / file).read_text(encoding="utf-8")
+        for file in files
+        if (package / file).is_file()
+    }
+
+
+def graded_call(source: str) -> tuple[str, str] | None:
+    """What a graded cell asks for: (exercise, variable that holds the answer), else None.
+
+    `check(one_hot)` gives ("one_hot", "one_hot"), `check_answer("best", answer)` gives
+    ("best", "answer"). A graded cell holds that one call: anything else is not one.
+    """
+    try:
+        match ast.parse(source).body:
+            case [ast.Expr(ast.Call(ast.Name("check"), [ast.Name(name)], []))]:
+                return name, name
+            case [
+                ast.Expr(
+                    ast.Call(
+                        ast.Name("check_answer"), [ast.Constant(str(name)), ast.Name(variable)], []
+                    )
+                )
+            ]:
+                return name, variable
+    except (SyntaxError, ValueError):  # IPython's magics, for one, are not Python
+        pass
+    return None
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."

@@ -1,0 +1,177 @@
+"""A class of synthetic students, each built to score exactly so much.
+
+It is made of the checks themselves (references, variants, misconceptions), so that it grows with
+the course.
+"""
+
+import copy
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from autograder.build import build, instructor_notebook, release
+from autograder.check import Check, Exercise
+from autograder.course import SOLUTION, Chapter, chapters, checks_of, graded_call
+from autograder.demo.attacks import ATTACKS
+from autograder.demo.cells import literal, source_of
+
+MADE = ("submitted", "autograded", "feedback", "verdicts", "solutions", "notebooks")
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """One submission, and what it was built to score.
+
+    expected:   exercise -> the points that it must earn
+    diagnosis:  exercise -> the title of the misconception that must be found
+    """
+
+    student: str
+    chapter: str
+    kind: str  # "perfect", "style", "misconception", "answers", "blank", …, "hostile"
+    notebook: NotebookNode
+    expected: Mapping[str, int]
+    diagnosis: Mapping[str, str]
+
+    @property
+    def points(self) -> int:
+        return sum(self.expected.values())
+
+
+def make_class(course: Path) -> list[Synthetic]:
+    """The class of every chapter in `course`; each attack is met in one of the chapters."""
+    rooms = [_Room(course, chapter) for chapter in chapters(course)]
+    students = [student for room in rooms for student in room.students()]
+    for number, attack in enumerate(ATTACKS if rooms else ()):
+        room = rooms[number % len(rooms)]
+        target = room.checks[number // len(rooms) % len(room.checks)]
+        hostile = room.student(
+            f"hostile-{attack.name}", "hostile", {target.name: attack.source(target)}
+        )
+        attack.tamper(hostile.notebook, room.place(target.name))
+        students.append(hostile)
+    return students
+
+
+def write_class(course: Path, target: Path, students: Iterable[Synthetic]) -> None:
+    """A course's folder with the chapters of `course` and these submissions, ready for grading.
+
+    What an earlier class left in `target` goes first, its grades too.
+    """
+    if target.resolve() == course.resolve():
+        raise ValueError(f"{target} holds the course itself: name another folder for the class.")
+    for name in MADE:
+        shutil.rmtree(target / name, ignore_errors=True)
+    (target / "gradebook.db").unlink(missing_ok=True)
+    for chapter in chapters(course):
+        copied = chapter.source(target)
+        copied.parent.mkdir(parents=True)
+        shutil.copyfile(chapter.source(course), copied)
+    shutil.copyfile(course / "nbgrader_config.py", target / "nbgrader_config.py")
+    build(target)
+    for one in students:
+        path = target / "submitted" / one.student / one.chapter / f"{one.chapter}.ipynb"
+        path.parent.mkdir(parents=True)
+        nbformat.write(one.notebook, path)
+
+
+class _Room:
+    """Where one chapter's submissions are written: it has a right cell for every exercise."""
+
+    def __init__(self, course: Path, chapter: Chapter):
+        text = chapter.source(course).read_text(encoding="utf-8")
+        self.chapter, self.exercises = chapter, checks_of(chapter)
+        self.checks = [e for e in self.exercises.values() if isinstance(e, Check)]
+        self.solved = instructor_notebook(text, self.exercises, chapter.source(course).name)
+        self.blank = release(self.solved)
+        calls = (graded_call(cell.source) for cell in self.blank.cells if cell.cell_type == "code")
+        self.variables = dict(call for call in calls if call)
+        self.released = {n: self.blank.cells[self.place(n + SOLUTION)].source for n in self.exercises}
+        self.right = {
+            e.name: self.cell(e, e.reference if isinstance(e, Check) else e.answer)
+            for e in self.exercises.values()
+        }
+
+    def cell(self, exercise: Exercise, answer: object) -> str:
+        """A cell that answers the exercise with this function, or this value."""
+        variable = self.variables[exercise.name]
+        if isinstance(exercise, Check):
+            return source_of(answer, variable)
+        return f"{variable} = {literal(answer)}"
+
+    def place(self, grade_id: str) -> int:
+        """The index of the cell with this grade_id."""
+        ids = [cell.metadata.get("nbgrader", {}).get("grade_id") for cell in self.blank.cells]
+        return ids.index(grade_id)
+
+    def student(
+        self,
+        name: str,
+        kind: str,
+        wrong: Mapping[str, str],
+        diagnosis: Mapping[str, str] | None = None,
+        right: Mapping[str, str] | None = None,
+    ) -> Synthetic:
+        """A submission that is right but for the cells in `wrong`, which must earn nothing."""
+        notebook = copy.deepcopy(self.blank)
+        for exercise, source in (self.right | (right or {}) | wrong).items():
+            notebook.cells[self.place(exercise + SOLUTION)].source = source
+        expected = {n: 0 if n in wrong else e.points for n, e in self.exercises.items()}
+        return Synthetic(name, self.chapter.slug, kind, notebook, expected, diagnosis or {})
+
+    def students(self) -> list[Synthetic]:
+        """Everybody but the hostile."""
+        number, topic = self.chapter.slug[:2], self.chapter.topic
+        everything = {name: e.points for name, e in self.exercises.items()}
+        made = [
+            Synthetic(f"perfect-{number}", self.chapter.slug, "perfect", self.solved, everything, {}),
+            self.student(f"blank-{number}", "blank", self.released),
+            self.student(
+                f"unfinished-{number}", "unfinished", dict(list(self.released.items())[::2])
+            ),
+            self.student(f"crashing-{number}", "crashing", self._crashes()),
+            self.student(f"looping-{number}", "looping", self._loop()),
+        ]
+        for k in range(3):
+            style = {c.name: self.cell(c, c.variants[k % len(c.variants)]) for c in self.checks}
+            made.append(self.student(f"style-{number}-{k + 1}", "style", {}, right=style))
+        for check in self.checks:
+            for k, misconception in enumerate(check.misconceptions, start=1):
+                made.append(
+                    self.student(
+                        f"{topic}-{check.name}-{k}",
+                        "misconception",
+                        {check.name: self.cell(check, misconception.wrong)},
+                        {check.name: misconception.title},
+                    )
+                )
+        questions = [e for e in self.exercises.values() if not isinstance(e, Check)]
+        for k in range(max((len(q.misconceptions) for q in questions), default=0)):
+            asked = {q.name: q for q in questions if k < len(q.misconceptions)}
+            made.append(
+                self.student(
+                    f"{topic}-answers-{k + 1}",
+                    "answers",
+                    {n: self.cell(q, q.misconceptions[k].wrong) for n, q in asked.items()},
+                    {n: q.misconceptions[k].title for n, q in asked.items()},
+                )
+            )
+        return made
+
+    def _crashes(self) -> dict[str, str]:
+        """A cell that raises, a function that raises, and a cell that is not Python."""
+        sources = (
+            "raise RuntimeError('the cell stops before it defines anything')",
+            "def {name}(*args, **kwargs):\n    return 1 / 0",
+            "def {name}(*args, **kwargs)\n    return args[0]",
+        )
+        pairs = zip(self.checks, sources, strict=False)
+        return {check.name: source.format(name=check.name) for check, source in pairs}
+
+    def _loop(self) -> dict[str, str]:
+        last = self.checks[-1].name
+        return {last: f"def {last}(*args, **kwargs):\n    while True:\n        pass"}

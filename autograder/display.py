@@ -1,0 +1,66 @@
+"""A verdict as people read it: HTML in a notebook, plain text in a terminal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from jinja2 import Environment, PackageLoader
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from autograder.verdict import Verdict
+
+# Autoescaping: text from a submission reaches a page as text.
+templates = Environment(
+    loader=PackageLoader("autograder"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def as_text(verdict: Verdict) -> str:
+    """The verdict in plain words, a fact a line."""
+    name = verdict.exercise
+    if verdict.correct:
+        counted = f" — {verdict.passed} of {verdict.cases} cases pass" if verdict.cases > 1 else ""
+        return f"✓ {name}{counted} ({verdict.points} points)"
+    lines = [f"✗ {name} {verdict.problem}" if not verdict.case else f"✗ {name}"]
+    if verdict.case:
+        lines.append(f"  {verdict.passed} of {verdict.cases} cases pass; the first that fails:")
+        lines.append(f"    {verdict.case}")
+        lines.append(f"    {verdict.problem}")
+    lines += [f"    {line}" for line in verdict.detail.splitlines()]
+    if verdict.misconception:
+        lines.append(f"  Diagnosis: {verdict.misconception}")
+        lines.append(f"  Ask yourself: {verdict.hint}")
+    return _printable("\n".join(lines))
+
+
+def as_html(verdict: Verdict) -> str:
+    """The verdict as one self-contained HTML card, readable in light and dark themes."""
+    return templates.get_template("verdict.html.j2").render(verdict=verdict)
+
+
+def show(verdict: Verdict) -> None:
+    """Show the verdict where the caller reads: as a card in Jupyter, as text elsewhere."""
+    if "ipykernel" in sys.modules:
+        from IPython.display import display
+
+        display(
+            {"text/plain": as_text(verdict), "text/html": as_html(verdict)},
+            raw=True,
+        )
+    else:
+        print(as_text(verdict))
+
+
+@contextmanager
+def grading_progress(console: Console) -> Iterator[Callable[[object, int, int], None]]:
+    """A progress bar for `grade_class`: call the result with (record, done, total)."""
+    columns = TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda graded, done, total: bar.update(task, completed=done, total=total)
+
+
+def _printable(text: str) -> str:
+    """Control characters (a terminal obeys them) replaced; line breaks kept."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)

@@ -1,0 +1,36 @@
+"""Verdicts as the outputs of a notebook's graded cells.
+
+nbgrader reads a score off a graded cell's outputs (an error is 0, none is full marks), and its
+feedback and formgrader show them. So a judged notebook is an ordinary autograded one.
+"""
+
+from collections.abc import Iterable
+
+from nbformat import NotebookNode
+from nbformat.v4 import new_output
+
+from autograder.display import as_html, as_text
+from autograder.verdict import Verdict
+
+
+def with_verdicts(notebook: NotebookNode, verdicts: Iterable[Verdict]) -> NotebookNode:
+    """Put each verdict under the graded cell of its exercise, and nothing under other cells."""
+    by_exercise = {verdict.exercise: verdict for verdict in verdicts}
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        exercise = cell.metadata.get("nbgrader", {}).get("grade_id")
+        verdict = by_exercise.get(exercise)
+        cell.outputs = _outputs(verdict) if verdict else []
+        cell.execution_count = None
+    return notebook
+
+
+def _outputs(verdict: Verdict) -> list[NotebookNode]:
+    card = {"text/plain": as_text(verdict), "text/html": as_html(verdict)}
+    outputs = [new_output("display_data", data=card)]
+    if not verdict.correct:
+        reason = verdict.misconception or verdict.problem
+        message = f"CheckFailed: {verdict.exercise}: {reason}"
+        outputs.append(new_output("error", ename="CheckFailed", evalue=reason, traceback=[message]))
+    return outputs

@@ -1,0 +1,188 @@
+"""Grading a class: submissions fan out over an executor, one writer brings the results home.
+
+Whatever stops a run, what was finished stays finished: a notebook's record is saved after its
+grade is in the gradebook, and a notebook whose record still holds is not graded again.
+"""
+
+import hashlib
+import hmac
+import multiprocessing
+import os
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import nbformat
+import torch
+from nbformat import NotebookNode
+
+from autograder.build import instructor_notebook, release
+from autograder.course import Chapter, chapters, checks_of, find_chapter
+from autograder.feedback import with_verdicts
+from autograder.gradebook import graded_students, open_gradebook, record, register_chapter
+from autograder.graded import Graded, record_path, write_atomically
+from autograder.judge import judge_submission
+from autograder.practice import PRACTICE_SEED
+from autograder.sandbox import Limits, Sandbox
+from autograder.submission import Found, find_submissions, merged, read_submission
+from autograder.verdict import lost
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to grade: all that a process needs for it, wherever that process runs."""
+
+    found: Found
+    chapter: Chapter
+    release: NotebookNode
+    limits: Limits
+    secret: bytes  # of the course: the seeds of the hidden cases are drawn from it
+    basis: str  # digest of all that the grade depends on, but for the submission
+    known: Graded | None  # the record of an earlier run
+
+
+def grade_class(
+    course: Path,
+    chapter: str | None = None,
+    *,
+    db_url: str | None = None,
+    limits: Limits | None = None,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    progress: Callable[[Graded, int, int], None] = lambda graded, done, total: None,
+) -> list[Graded]:
+    """Grade the submissions in a course's folder; write the gradebook and autograded/.
+
+    course:    a folder with solutions/ and submitted/STUDENT/CHAPTER/CHAPTER.ipynb
+    chapter:   only this one ("02-losses"); all that are in solutions/ otherwise
+    db_url:    the gradebook as an SQLAlchemy URL; gradebook.db in the folder otherwise
+    jobs:      how many processes judge; one for each core otherwise
+    executor:  takes the place of those processes
+    progress:  called with each record, how many are done, and of how many
+
+    Raises SandboxUnavailable, with nothing graded, where the sandbox cannot be had.
+    """
+    course = course.resolve()
+    db_url = db_url or f"sqlite:///{course / 'gradebook.db'}"
+    graded = []
+    with open_gradebook(db_url) as gradebook, executor or _processes(jobs) as pool:
+        todo: list[Job] = []
+        for each in [find_chapter(chapter)] if chapter else chapters(course):
+            register_chapter(gradebook, db_url, each.slug, master_notebook(course, each))
+            in_gradebook = graded_students(gradebook, each.slug)
+            job = job_of(course, each, limits or Limits())
+            for found in find_submissions(course, each.slug):
+                path = record_path(course, found.student, each.slug)
+                saved = found.student in in_gradebook and path.is_file()
+                todo.append(job(found, Graded.load(path) if saved else None))
+        futures = [pool.submit(grade_notebook, job) for job in todo]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                result, notebook = future.result()
+                if notebook:
+                    path = course / "autograded" / result.student / result.chapter
+                    text = nbformat.writes(notebook, version=4)
+                    write_atomically(path / f"{result.chapter}.ipynb", text)
+                    record(gradebook, result.student, result.chapter, notebook)
+                    result.save(record_path(course, result.student, result.chapter))
+                graded.append(result)
+                progress(result, done, len(futures))
+        except BaseException:  # Ctrl-C, say: what is finished is safe, the rest is dropped
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return sorted(graded, key=lambda one: (one.chapter, one.student))
+
+
+def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
+    """Judge one notebook: its record, and the notebook with the verdicts under its graded cells.
+
+    No notebook where there is nothing to bring home: an earlier record holds, or the submission
+    cannot be handed in under its name.
+    """
+    start = time.perf_counter()
+    found, chapter = job.found, job.chapter
+    if found.problem:
+        verdicts = tuple(lost(e, found.problem) for e in checks_of(chapter.slug).values())
+        return Graded(found.student, chapter.slug, verdicts, (found.problem,)), None
+    submission = read_submission(found.path, job.release)
+    basis = f"{job.basis}\0{found.student}\0{chapter.slug}\0{submission.digest}"
+    seed = hmac.new(job.secret, basis.encode(), hashlib.sha256).hexdigest()
+    key = hashlib.sha256(seed.encode()).hexdigest()
+    if job.known and job.known.key == key:
+        return job.known, None
+    verdicts = judge_submission(_sandbox(job.limits), chapter.slug, submission, seed)
+    notebook = with_verdicts(merged(job.release, submission), verdicts)
+    seconds = time.perf_counter() - start
+    problems = tuple(submission.problems)
+    return Graded(found.student, chapter.slug, tuple(verdicts), problems, key, seconds), notebook
+
+
+def check_notebook(path: Path, chapter: str = "", trusted: bool = False) -> Graded:
+    """Score one notebook by itself on the practice cases: what a student asks before handing in.
+
+    chapter:  told by the file's name otherwise
+    trusted:  run it without the sandbox, as a program of one's own
+    """
+    start = time.perf_counter()
+    taught = find_chapter(chapter or path.stem)
+    notebook = nbformat.read(path, as_version=4)
+    if any("### BEGIN SOLUTION" in cell.source for cell in notebook.cells):
+        notebook = release(notebook)  # an instructor's
+    submission = read_submission(path, notebook)
+    with Sandbox(Limits(), trusted=trusted) as sandbox:
+        verdicts = judge_submission(sandbox, taught.slug, submission, PRACTICE_SEED, False)
+    seconds = time.perf_counter() - start
+    return Graded("", taught.slug, tuple(verdicts), tuple(submission.problems), "", seconds)
+
+
+@cache
+def job_of(course: Path, chapter: Chapter, limits: Limits) -> Callable[..., Job]:
+    """What all jobs of a chapter share, read once: call the result with who and what is known."""
+    blank = release(master_notebook(course, chapter))
+    secret, basis = _secret(course), _basis(chapter, blank, limits)
+    return lambda found, known=None: Job(found, chapter, blank, limits, secret, basis, known)
+
+
+def master_notebook(course: Path, chapter: Chapter) -> NotebookNode:
+    """The instructor's notebook, from the chapter's source."""
+    source = chapter.source(course)
+    return instructor_notebook(
+        source.read_text(encoding="utf-8"), checks_of(chapter.slug), source.name
+    )
+
+
+def _processes(jobs: int | None) -> Executor:
+    """A pool of processes which are forked off one that has everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["autograder.grade"])
+    return ProcessPoolExecutor(jobs or os.cpu_count(), context)
+
+
+@cache
+def _sandbox(limits: Limits) -> Sandbox:
+    """The sandbox of this process, started at its first notebook; it ends with the process."""
+    torch.set_num_threads(1)  # the cases are small, and the other processes want the cores
+    return Sandbox(limits).__enter__()
+
+
+def _secret(course: Path) -> bytes:
+    """The course's secret, made at its first grading. Who knows it knows the hidden cases."""
+    path = course / ".autograder" / "secret"
+    if not path.is_file():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(path, secrets.token_hex(32))
+    return bytes.fromhex(path.read_text())
+
+
+def _basis(chapter: Chapter, blank: NotebookNode, limits: Limits) -> str:
+    """Digest of what a grade depends on, but for the submission: checks, release, versions."""
+    code = [path for path in resources.files("autograder").rglob("*.py")]
+    code += [resources.files("llmkit") / f"{module}.py" for module in chapter.modules]
+    texts = [path.read_text(encoding="utf-8") for path in sorted(code) if path.is_file()]
+    texts += [nbformat.writes(blank, version=4), torch.__version__, repr(limits)]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()

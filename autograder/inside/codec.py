@@ -1,0 +1,283 @@
+"""Values as bytes, across the sandbox's boundary: JSON for the structure, raw bytes for tensors.
+
+A message is the length of its JSON (4 bytes, big-endian), the JSON, and the payload: the bytes of
+every tensor and byte string, in the order in which the JSON names them.
+
+What arrives is plain: exact builtin types and `torch.Tensor`. Named tuples and dataclasses arrive
+as tuples, NumPy arrays as tensors, NumPy scalars as numbers, and every other thing as `Opaque`,
+which holds the name of its type and nothing else. Decoding runs no code of the sender's, and its
+memory is bounded by a small multiple of `limit`, whatever the bytes are.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_BYTES = 32 * 2**20  # of a whole message
+MAX_JSON_BYTES = 4 * 2**20  # JSON grows some thirtyfold in memory, payload does not
+MAX_DEPTH = 32
+MAX_ITEMS = 500_000
+MAX_ODD_KEYS = 10_000  # keys other than strings: their hashes can be made to collide
+MAX_INT_BITS = 4096
+SPARSE_STRIDES = 4096  # elements that a strided tensor may span beyond four times its own
+
+_DTYPE_NAMES = """
+    bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64
+    complex32 complex64 complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz
+""".split()
+DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in _DTYPE_NAMES if hasattr(torch, n)}
+
+
+class CodecError(ValueError):
+    """The value is too large to send, or the bytes are not a message. One sentence says which."""
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A value of a type that does not cross the boundary; only the type's name does."""
+
+    type_name: str
+
+
+def encode(value: Any, limit: int = MAX_BYTES) -> bytes:
+    """The message that `decode` turns back into `value`.
+
+    Raises `CodecError` if the value is larger than `limit` bytes, nested too deep or has too many
+    items.
+    """
+    encoder = _Encoder(limit)
+    try:
+        # surrogatepass: a lone surrogate in a student's string is data, not an error
+        text = json.dumps(encoder.node(value, 0), ensure_ascii=False, separators=(",", ":"))
+        structure = text.encode("utf-8", "surrogatepass")
+    except RuntimeError as error:  # a dict that changes while it is read
+        raise CodecError(f"the value cannot be read: {error}") from None
+    if len(structure) > MAX_JSON_BYTES:
+        raise CodecError(f"more than {MAX_JSON_BYTES // 2**20} MiB of text and numbers")
+    return b"".join([len(structure).to_bytes(4, "big"), structure, *encoder.payload])
+
+
+def decode(message: bytes, limit: int = MAX_BYTES) -> Any:
+    """The value of a message. Raises `CodecError`, and nothing else, for bytes that are none."""
+    if len(message) > limit + MAX_JSON_BYTES + 4:
+        raise CodecError("the message is too large")
+    end = 4 + int.from_bytes(message[:4], "big")
+    if len(message) < 4 or not 4 < end <= min(len(message), MAX_JSON_BYTES + 4):
+        raise CodecError("the message is cut short")
+    try:
+        structure = json.loads(message[4:end].decode("utf-8", "surrogatepass"))
+        decoder = _Decoder(memoryview(message)[end:], limit)
+        value = decoder.value(structure, 0)
+    except CodecError:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError, RuntimeError) as error:
+        raise CodecError(f"the message is malformed: {type(error).__name__}") from None
+    if decoder.position != len(decoder.payload):
+        raise CodecError("the message has bytes left over")
+    return value
+
+
+class _Encoder:
+    """One message being written."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.payload: list[bytes] = []
+        self.size = 0
+        self.items = 0
+        self.odd_keys = 0
+
+    def node(self, value: Any, depth: int) -> Any:
+        self.items += 1
+        if self.items > MAX_ITEMS:
+            raise CodecError(f"more than {MAX_ITEMS:,} items")
+        if depth > MAX_DEPTH:
+            raise CodecError(f"nested deeper than {MAX_DEPTH} levels")
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, np.generic):
+            value = value.item()
+        # The unbound methods read the data itself, whatever a subclass makes of it.
+        if isinstance(value, int):
+            plain = int.__add__(value, 0)
+            return plain if plain.bit_length() <= MAX_INT_BITS else {"opaque": "very large int"}
+        if isinstance(value, float):
+            return float.__float__(value)
+        if isinstance(value, str):
+            self.take(len(value))
+            return str.__str__(value)
+        if isinstance(value, bytes | bytearray):
+            self.take(len(value))
+            self.payload.append(bytes(value))
+            return {"bytes": len(value)}
+        if isinstance(value, np.ndarray):
+            value = _from_numpy(value)
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        if isinstance(value, list):
+            return [self.node(v, depth + 1) for v in list.__iter__(value)]
+        if isinstance(value, tuple):
+            return {"tuple": [self.node(v, depth + 1) for v in tuple.__iter__(value)]}
+        if isinstance(value, dict):
+            pairs = dict.items(value)
+            return {"dict": [[self.key(k, depth), self.node(v, depth + 1)] for k, v in pairs]}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type | Opaque):
+            fields = [getattr(value, f.name, None) for f in dataclasses.fields(value)]
+            return {"tuple": [self.node(v, depth + 1) for v in fields]}
+        name = value.type_name if isinstance(value, Opaque) else type(value).__name__
+        return {"opaque": str(name)[:100]}
+
+    def key(self, key: Any, depth: int) -> Any:
+        if not isinstance(key, str):
+            self.odd_keys += 1
+            if self.odd_keys > MAX_ODD_KEYS:
+                raise CodecError(f"more than {MAX_ODD_KEYS:,} keys that are not strings")
+        if isinstance(key, Tensor | np.ndarray | list | dict):  # hashable by identity at best
+            return {"opaque": type(key).__name__}
+        return self.node(key, depth + 1)
+
+    def tensor(self, tensor: Tensor) -> dict:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if tensor.layout != torch.strided:
+            return {"opaque": f"{str(tensor.layout).removeprefix('torch.')} tensor"}
+        if dtype not in DTYPES or tensor.is_quantized or tensor.is_nested:
+            return {"opaque": f"{dtype} tensor"}
+        if tensor.is_meta:
+            return {"opaque": "meta tensor"}
+        self.take(tensor.numel() * tensor.element_size())  # before anything expanded is copied
+        plain = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()
+        flat = plain.contiguous().reshape(-1)
+        self.payload.append(flat.view(torch.uint8).numpy().tobytes())
+        shape, strides = list(plain.shape), list(plain.stride())
+        keep = not plain.is_contiguous() and _span(shape, strides) is not None
+        return {"tensor": [dtype, shape, strides if keep else None]}
+
+    def take(self, size: int) -> None:
+        self.size += size
+        if self.size > self.limit:
+            raise CodecError(f"larger than {self.limit / 2**20:g} MiB")
+
+
+class _Decoder:
+    """One message being read. Tensors take their bytes from the payload in turn, so none twice."""
+
+    def __init__(self, payload: memoryview, limit: int):
+        self.payload = payload
+        self.position = 0
+        self.items = 0
+        self.odd_keys = 0
+        self.allowance = 4 * limit + 2**16  # bytes that strided tensors may span
+
+    def value(self, node: Any, depth: int) -> Any:
+        self.items += 1
+        if self.items > MAX_ITEMS or depth > MAX_DEPTH:
+            raise CodecError("the message has too many items or levels")
+        if isinstance(node, list):
+            return [self.value(n, depth + 1) for n in node]
+        if not isinstance(node, dict):
+            if isinstance(node, int) and node.bit_length() > MAX_INT_BITS:
+                raise CodecError("the message holds too large an integer")
+            return node
+        ((kind, content),) = node.items()
+        if kind == "tuple" and isinstance(content, list):
+            return tuple([self.value(n, depth + 1) for n in content])
+        if kind == "dict":
+            return {self.key(k, depth): self.value(v, depth + 1) for k, v in content}
+        if kind == "tensor":
+            return self.tensor(*content)
+        if kind == "bytes":
+            return bytes(self.take(content))
+        if kind == "opaque" and isinstance(content, str):
+            return Opaque(content[:100])
+        raise CodecError("the message holds an unknown kind of value")
+
+    def key(self, node: Any, depth: int) -> Any:
+        key = self.value(node, depth + 1)
+        if not isinstance(key, str):
+            self.odd_keys += 1
+            if self.odd_keys > MAX_ODD_KEYS:
+                raise CodecError("the message has too many keys that are not strings")
+        return key
+
+    def tensor(self, dtype: str, shape: list, strides: list | None) -> Tensor:
+        kind = DTYPES[dtype] if dtype in DTYPES else None
+        if kind is None or not _sizes(shape):
+            raise CodecError("the message holds a tensor of an unknown kind")
+        numel = math.prod(shape)
+        data = bytearray(self.take(numel * kind.itemsize))  # own and aligned memory
+        if kind == torch.bool:
+            data = bytearray(data.translate(_TO_BOOL))
+        if numel:
+            flat = torch.frombuffer(data, dtype=torch.uint8).view(kind)
+        else:
+            flat = torch.empty(0, dtype=kind)
+        dense = flat.reshape(shape)
+        if strides is None:
+            return dense
+        span = _span(shape, strides) if _sizes(strides) and len(strides) == len(shape) else None
+        if span is None or span * kind.itemsize > self.allowance:
+            raise CodecError("the message holds a tensor of impossible strides")
+        self.allowance -= span * kind.itemsize
+        return _lay_out(dense, strides, span)
+
+    def take(self, size: int) -> memoryview:
+        start, end = self.position, self.position + size
+        if not isinstance(size, int) or not start <= end <= len(self.payload):
+            raise CodecError("the message is cut short")
+        self.position = end
+        return self.payload[start:end]
+
+
+_TO_BOOL = bytes([0] + [1] * 255)  # any other byte in a bool tensor is undefined behaviour
+
+
+def _sizes(values: Any) -> bool:
+    """Whether these can be a shape or strides: few, not negative, and no product overflows."""
+    return (
+        isinstance(values, list)
+        and len(values) <= 64
+        and all(type(v) is int and 0 <= v < 2**48 for v in values)
+        and math.prod(v for v in values if v) < 2**62
+    )
+
+
+def _span(shape: list[int], strides: list[int]) -> int | None:
+    """Elements from the first to the last, or None where elements overlap or lie too far apart.
+
+    A stride of 0 (an expanded dimension) is no overlap: its one element is repeated.
+    """
+    span, numel = 1, 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size == 0:
+            return None
+        if size > 1 and stride > 0:
+            if stride < span:
+                return None
+            span += (size - 1) * stride
+        numel *= size
+    return span if span <= 4 * numel + SPARSE_STRIDES else None
+
+
+def _lay_out(dense: Tensor, strides: list[int], span: int) -> Tensor:
+    """The same values with these strides: a student's function meets the layout of the case."""
+    once = dense
+    for dim, stride in enumerate(strides):
+        if stride == 0:
+            once = once.narrow(dim, 0, 1)
+    storage = torch.zeros(span, dtype=dense.dtype)
+    storage.as_strided(once.shape, strides).copy_(once)
+    return storage.as_strided(dense.shape, strides)
+
+
+def _from_numpy(array: np.ndarray) -> Any:
+    """The array as a tensor, or as it is where torch has no such dtype (objects, strings)."""
+    try:
+        return torch.from_numpy(np.array(array, order="K", copy=True))
+    except (TypeError, ValueError):
+        return Opaque(f"{array.dtype} ndarray")

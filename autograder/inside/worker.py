@@ -1,0 +1,161 @@
+"""The worker: runs a submission's cells and calls its functions, as the judge asks.
+
+Everything here shares a process with the student's code, which can replace any of it. That is
+no danger to anyone else: the judge believes nothing but plain data, and holds the expected values.
+"""
+
+import builtins
+import importlib
+import os
+import random
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from .codec import CodecError, decode, encode
+from .outcome import Error, Outcome, call
+
+LENGTH = struct.Struct(">Q")  # of the message that follows
+
+
+def start_shell() -> InteractiveShell:
+    """An IPython shell that keeps no history, so that no thread starts, and prints no traceback."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "NoColor"
+    shell = InteractiveShell.instance(config=config)
+    shell.system = shell.system_raw  # !command without a terminal
+    shell.showtraceback = lambda *args, **kwargs: None  # the error goes to the judge
+    shell.showsyntaxerror = lambda *args, **kwargs: None
+    return shell
+
+
+def warm_up(shell: InteractiveShell) -> None:
+    """Touch what nearly every submission uses, so that a forked worker finds it loaded.
+
+    Nothing here may start a thread: a process with threads cannot be forked safely.
+    """
+    shell.run_cell("import torch.nn.functional, matplotlib.pyplot")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        x = torch.ones(3, 4, dtype=dtype)
+        torch.softmax(x @ x.T, -1).sum().item()
+    decode(encode((torch.ones(2), "", {})))
+    shell.reset(new_session=True)
+
+
+def serve(
+    requests: BinaryIO, replies: BinaryIO, result_bytes: int, shell: InteractiveShell
+) -> None:
+    """Answer the judge's requests until it hangs up."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    sys.stdin = open(os.devnull)
+    sys.stdout = _open_output(1)
+    sys.stderr = _open_output(2)
+    builtins.input = _no_input
+    server = os.getpid()
+    # Bound here, once: what a cell replaces later is the cell's own loss.
+    actions = {
+        "files": _write_files,
+        "run": lambda source, run=shell.run_cell: _run(run, source),
+        "call": lambda name, args, kwargs: call(_lookup(shell, name), args, kwargs),
+        "get": lambda name: Outcome(_lookup(shell, name)),
+    }
+    while head := requests.read(LENGTH.size):
+        action, *arguments = decode(requests.read(*LENGTH.unpack(head)))
+        reply = _answer(actions[action], arguments, result_bytes)
+        if os.getpid() != server:  # the cell forked, and this is the fork falling out of it
+            os._exit(0)
+        replies.write(LENGTH.pack(len(reply)) + reply)
+        replies.flush()
+
+
+def _no_input(prompt: object = "") -> str:
+    raise EOFError("input() has nobody to ask while a submission is graded")
+
+
+def _answer(action: Callable, arguments: list, limit: int) -> bytes:
+    """(value, args, kwargs, error) of one action, encoded; errors of any kind included."""
+    try:
+        outcome = action(*arguments)
+    except BaseException as error:  # KeyboardInterrupt, too, is the cell's affair
+        outcome = Outcome(error=Error.of(error))
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:  # whatever the student put there
+            continue
+    try:
+        return encode((outcome.value, *outcome.arguments, _plain(outcome.error)), limit)
+    except CodecError as error:
+        too_much = Error("ValueError", ("ValueError",), f"the result cannot be sent: {error}")
+        return encode((None, (), {}, _plain(too_much)))
+
+
+def _plain(error: Error | None) -> tuple | None:
+    return error and (error.type, error.bases, error.message, error.traceback)
+
+
+def _write_files(files: dict[str, str]) -> Outcome:
+    """Put modules where `import` finds them first."""
+    folder = os.path.abspath("modules")
+    for name, text in files.items():
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    return Outcome()
+
+
+def _run(run_cell: Callable, source: str) -> Outcome:
+    result = run_cell(source)
+    _close_figures()
+    error = result.error_before_exec or result.error_in_exec
+    return Outcome(error=Error.of(_without_shell_frames(error)) if error else None)
+
+
+def _lookup(shell: InteractiveShell, name: str) -> Any:
+    if name not in shell.user_ns:
+        raise NameError(f"name {name!r} is not defined")
+    return shell.user_ns[name]
+
+
+def _without_shell_frames(error: BaseException) -> BaseException:
+    """The error with its traceback cut down to what lies below the shell's own frames."""
+    frame = error.__traceback__
+    while frame and "/IPython/" in frame.tb_frame.f_code.co_filename.replace("\\", "/"):
+        frame = frame.tb_next
+    return error.with_traceback(frame)
+
+
+def _close_figures() -> None:
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot:
+        pyplot.close("all")
+
+
+def _open_output(descriptor: int) -> Any:
+    return open(
+        descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+    )
+
+
+def main() -> None:
+    """A worker without walls, for a student's own notebook: requests on stdin, replies on stdout.
+
+    Started as a plain child process where there are no namespaces and no fork. What the cells
+    print goes to stderr.
+    """
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    serve(requests, replies, int(sys.argv[1]), start_shell())

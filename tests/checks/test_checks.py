@@ -1,0 +1,182 @@
+"""What must hold for every exercise of the course, proven for each one."""
+
+import itertools
+
+import pytest
+import torch
+
+from autograder.check import Check, Exercise, Question
+from autograder.compare import compare, compare_outcomes
+from autograder.course import CHAPTERS, checks_of
+from autograder.inside.codec import decode, encode
+from autograder.inside.outcome import Outcome
+from autograder.practice import practise
+from autograder.verdict import diagnose, judge
+
+EXERCISES: dict[str, Exercise] = {
+    name: exercise for chapter in CHAPTERS for name, exercise in checks_of(chapter.slug).items()
+}
+CHECKS = {name: e for name, e in EXERCISES.items() if isinstance(e, Check)}
+QUESTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Question)}
+SEEDS = ("0", "1", "a secret seed")
+
+
+def each(checks: dict[str, Exercise]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("exercise", checks.values(), ids=checks.keys())
+
+
+def pairs(attribute: str) -> pytest.MarkDecorator:
+    """Every check with each of its misconceptions or variants."""
+    found = [(c, i, w) for c in CHECKS.values() for i, w in enumerate(getattr(c, attribute))]
+    return pytest.mark.parametrize(
+        ("exercise", "index", "other"), found, ids=[f"{c.name}-{i}" for c, i, _ in found]
+    )
+
+
+@each(CHECKS)
+def test_the_reference_passes(exercise: Check):
+    for seed in SEEDS:
+        assert judge(exercise, exercise.outcomes(exercise.reference, seed), seed).correct
+
+
+@each(CHECKS)
+def test_a_check_has_four_misconceptions_and_three_variants(exercise: Check):
+    assert len(exercise.misconceptions) >= 4
+    assert len(exercise.variants) >= 3
+    assert exercise.points > 0
+
+
+@pairs("variants")
+def test_every_correct_style_passes(exercise: Check, index: int, other):
+    for seed in SEEDS:
+        verdict = judge(exercise, exercise.outcomes(other, seed), seed)
+        assert verdict.correct, verdict
+
+
+@pairs("misconceptions")
+def test_every_misconception_is_rejected_and_diagnosed(exercise: Check, index: int, other):
+    for seed in SEEDS:
+        verdict = judge(exercise, exercise.outcomes(other.wrong, seed), seed)
+        assert not verdict.correct
+        assert verdict.misconception == other.title
+        assert verdict.hint == other.hint
+        assert verdict.earned == 0
+
+
+@each(CHECKS)
+def test_no_two_misconceptions_behave_alike(exercise: Check):
+    for seed in SEEDS:
+        outcomes = [exercise.outcomes(m.wrong, seed) for m in exercise.misconceptions]
+        for (i, a), (j, b) in itertools.combinations(enumerate(outcomes), 2):
+            differences = [
+                compare_outcomes(x, y, exercise.tolerance) for x, y in zip(a, b, strict=True)
+            ]
+            assert any(differences), [exercise.misconceptions[k].title for k in (i, j)]
+
+
+@each(CHECKS)
+def test_a_correct_solution_is_never_diagnosed(exercise: Check):
+    for seed in SEEDS:
+        assert diagnose(exercise, exercise.outcomes(exercise.reference, seed), seed) is None
+
+
+def degenerate(expected: list[Outcome]) -> dict[str, list]:
+    """What an idle student might return: constants, zeros, noise of the right shape."""
+
+    def like(value, make):
+        if isinstance(value, torch.Tensor):
+            return make(value)
+        if isinstance(value, tuple | list):
+            return type(value)(like(v, make) for v in value)
+        return value
+
+    noise = torch.Generator().manual_seed(0)
+    values = [outcome.value for outcome in expected]
+    return {
+        "None": [None] * len(values),
+        "0.0": [0.0] * len(values),
+        "1.0": [1.0] * len(values),
+        "zeros": [like(v, torch.zeros_like) for v in values],
+        "ones": [like(v, torch.ones_like) for v in values],
+        "noise": [
+            like(v, lambda t: torch.rand(t.shape, generator=noise).to(t.dtype)) for v in values
+        ],
+    }
+
+
+@each(CHECKS)
+def test_no_constant_no_noise_and_no_input_passes(exercise: Check):
+    seed = "0"
+    cases = exercise.draw(seed)
+    expected = exercise.outcomes(exercise.reference, seed)
+    untouched = [(case.args, case.kwargs) for case in cases]
+    attempts = degenerate(expected)
+    for position in range(max(len(case.args) for case in cases)):
+        attempts[f"argument {position}"] = [
+            case.args[position] if position < len(case.args) else None for case in cases
+        ]
+    for name, values in attempts.items():
+        if all(isinstance(o.value, int | float | str | bool) for o in expected) and name not in (
+            "None",
+            "0.0",
+            "1.0",
+        ):
+            continue  # `like` leaves plain values as they are: that would be the answer itself
+        outcomes = [Outcome(v, a) for v, a in zip(values, untouched, strict=True)]
+        assert not judge(exercise, outcomes, seed).correct, name
+
+
+@each(CHECKS)
+def test_cases_are_the_same_for_the_same_seed_and_differ_between_seeds(exercise: Check):
+    first, again, other = (
+        [(c.args, c.kwargs) for c in exercise.draw(seed)] for seed in ("0", "0", "1")
+    )
+    assert compare(first, again, (0.0, 0.0)) is None
+    assert compare(first, other, (0.0, 0.0)) is not None
+
+
+@each(CHECKS)
+def test_cases_cross_the_boundary_unchanged(exercise: Check):
+    for case in exercise.draw("0"):
+        args, kwargs = decode(encode((case.args, case.kwargs)))
+        assert compare((args, kwargs), (case.args, case.kwargs), (0.0, 0.0)) is None
+        for sent, got in zip(case.args, args, strict=True):
+            if isinstance(sent, torch.Tensor):
+                assert sent.is_contiguous() == got.is_contiguous()
+
+
+@each(CHECKS)
+def test_an_argument_damaged_in_place_is_an_error(exercise: Check):
+    def damaging(*args, **kwargs):
+        result = exercise.reference(*args, **kwargs)
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor) and value.numel():
+                value.fill_(7)
+        return result
+
+    outcomes = exercise.outcomes(damaging, "0")
+    if any(isinstance(v, torch.Tensor) for c in exercise.draw("0") for v in c.args):
+        assert not judge(exercise, outcomes, "0").correct
+
+
+@each(CHECKS)
+def test_practice_takes_the_same_path_to_the_same_verdict(exercise: Check):
+    assert practise(exercise, exercise.reference).correct
+    for misconception in exercise.misconceptions:
+        assert practise(exercise, misconception.wrong).misconception == misconception.title
+
+
+@each(QUESTIONS)
+def test_a_question_takes_its_answer_and_diagnoses_the_wrong_ones(exercise: Question):
+    assert judge(exercise, [Outcome(exercise.answer)], "0").correct
+    assert exercise.misconceptions, "a wrong answer without a diagnosis teaches nothing"
+    for misconception in exercise.misconceptions:
+        verdict = judge(exercise, [Outcome(misconception.wrong)], "0")
+        assert not verdict.correct
+        assert verdict.misconception == misconception.title
+        assert exercise.choices is None or misconception.wrong in exercise.choices
+    assert judge(exercise, [Outcome(None)], "0").status == "blank"
+
+
+def test_names_are_unique_across_the_course():
+    assert len(EXERCISES) == sum(len(checks_of(chapter.slug)) for chapter in CHAPTERS)
