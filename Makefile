@@ -16,7 +16,7 @@ test: .venv/installed  # everything that gates a change
 	$(python) -m pytest
 
 notebooks: .venv/installed  # every chapter run in full, demo cells included
-	$(python) -m autograder build --execute
+	$(python) -m autograder execute
 
 bench: .venv/installed  # side by side with what a user would pick instead
 	$(python) -m benchmarks

@@ -73,7 +73,7 @@ def grade_class(
     with open_gradebook(db_url) as gradebook, executor or _processes(jobs) as pool:
         todo: list[Job] = []
         for each in [find_chapter(chapter)] if chapter else chapters(course):
-            register_chapter(gradebook, db_url, each.slug, master_notebook(course, each))
+            register_chapter(gradebook, db_url, each.slug, blank_notebook(course, each))
             in_gradebook = graded_students(gradebook, each.slug)
             job = job_of(course, each, limits or Limits())
             for found in find_submissions(course, each.slug):
@@ -143,17 +143,17 @@ def check_notebook(path: Path, chapter: str = "", trusted: bool = False) -> Grad
 @cache
 def job_of(course: Path, chapter: Chapter, limits: Limits) -> Callable[..., Job]:
     """What all jobs of a chapter share, read once: call the result with who and what is known."""
-    blank = release(master_notebook(course, chapter))
+    blank = blank_notebook(course, chapter)
     secret, basis = _secret(course), _basis(chapter, blank, limits)
     return lambda found, known=None: Job(found, chapter, blank, limits, secret, basis, known)
 
 
-def master_notebook(course: Path, chapter: Chapter) -> NotebookNode:
-    """The instructor's notebook, from the chapter's source."""
+@cache
+def blank_notebook(course: Path, chapter: Chapter) -> NotebookNode:
+    """What students were given, made anew from the chapter's source."""
     source = chapter.source(course)
-    return instructor_notebook(
-        source.read_text(encoding="utf-8"), checks_of(chapter.slug), source.name
-    )
+    text = source.read_text(encoding="utf-8")
+    return release(instructor_notebook(text, checks_of(chapter.slug), source.name))
 
 
 def _processes(jobs: int | None) -> Executor:

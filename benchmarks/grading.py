@@ -1,37 +1,141 @@
 """`autograder grade` beside stock `nbgrader autograde`, on the same honest submissions.
 
-CPU-seconds are those of the command and all its children. The student's own compute is measured by
-running the same cells in one plain process, and subtracted from both: what remains is the grader.
-The machine's floor is a process that imports torch, which every stock kernel pays anew.
+CPU-seconds are those of a command and all its children. The student's own compute is what the same
+cells and calls take in one plain process that has torch imported already; it is subtracted from
+both, and what remains is the grader's. The floor beside it is what a process that imports torch
+takes, since every kernel of stock nbgrader has to.
 """
 
-import json
 import os
 import resource
-import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from nbformat import NotebookNode
+from tqdm import tqdm
 
-HONEST = 48  # submissions that both grade
+from autograder.check import Check
+from autograder.course import checks_of
+from autograder.demo.synthetic import Synthetic, make_class, write_class
+from autograder.practice import PRACTICE_SEED
+
+HONEST = {"perfect", "style", "misconception", "answers", "blank", "unfinished", "crashing"}
+ROOT = Path(__file__).parents[1]
+STOCK_CONFIG = """
+c = get_config()
+c.CourseDirectory.course_id = "llm"
+c.CourseDirectory.source_directory = "solutions"
+c.CourseDirectory.release_directory = "notebooks"
+c.CourseDirectory.ignore = ["*.md"]
+"""
 
 
-def measured(command: list[str], cwd: Path) -> tuple[float, float]:
-    """CPU-seconds (with all children) and wall-seconds of a command, which must succeed."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Cost:
+    """CPU-seconds and wall-seconds of one run."""
+
+    cpu: float
+    wall: float
+
+
+def measure(command: list[str], folder: Path) -> Cost:
+    """What a command and all its children take; it must succeed."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"PATH": path}
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=os.environ | {"PATH": path, "PYTHONPATH": python_path},
+        capture_output=True,
+        text=True,
     )
-    wall = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return cpu, wall
+    return Cost(sum(after[:2]) - sum(before[:2]), wall)
+
+
+def own_compute(students: list[Synthetic]) -> float:
+    """CPU-seconds that the submissions' own cells and functions take, without any grader."""
+    start = time.process_time()
+    for student in tqdm(students, "the students' own compute", leave=False):
+        run_plainly(student.notebook, student.chapter)
+    return time.process_time() - start
+
+
+def run_plainly(notebook: NotebookNode, chapter: str) -> None:
+    """Run a notebook's cells, demos aside, and call each solution on the cases of one seed."""
+    exercises = checks_of(chapter)
+    scope: dict = {"__name__": "__main__"}
+    for cell in notebook.cells:
+        name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
+        if cell.cell_type != "code" or "demo" in cell.metadata.get("tags", ()):
+            continue
+        try:
+            if isinstance(check := exercises.get(name), Check):
+                check.outcomes(scope[check.name], PRACTICE_SEED)
+            elif check is None:
+                exec(compile(cell.source, name or "cell", "exec"), scope)
+        except (
+            Exception
+        ):  # the unfinished and the crashing ones: as in a kernel, the next cell runs
+            continue
+
+
+def scores(folder: Path) -> dict[tuple[str, str, str], float | None]:
+    """(student, chapter, cell) -> automatic score in the gradebook of a course's folder."""
+    query = """
+        select submitted_assignment.student_id, assignment.name, base_cell.name, grade.auto_score
+        from grade
+        join base_cell on base_cell.id = grade.cell_id
+        join submitted_notebook on submitted_notebook.id = grade.notebook_id
+        join submitted_assignment on submitted_assignment.id = submitted_notebook.assignment_id
+        join assignment on assignment.id = submitted_assignment.assignment_id
+    """
+    with sqlite3.connect(folder / "gradebook.db") as connection:
+        return {row[:3]: row[3] for row in connection.execute(query)}
+
+
+def main() -> None:
+    students = [student for student in make_class(ROOT) if student.kind in HONEST]
+    chapters = sorted({student.chapter for student in students})
+    with tempfile.TemporaryDirectory() as scratch:
+        ours, stock = Path(scratch, "ours"), Path(scratch, "stock")
+        for folder in (ours, stock):
+            write_class(ROOT, folder, students)
+        (stock / "nbgrader_config.py").write_text(STOCK_CONFIG)
+        print(f"{len(students)} honest notebooks of {', '.join(chapters)}; each run once, in turn")
+        own = own_compute(students)
+        floor = measure(["timeit", "-n1", "-r1", "import torch"], ours)
+        costs = {"autograder grade": measure(["autograder", "grade", "-C", str(ours)], ours)}
+        runs = []
+        for chapter in tqdm(chapters, "stock nbgrader, chapter by chapter", leave=False):
+            measure(["nbgrader", "generate_assignment", chapter], stock)
+            runs.append(measure(["nbgrader", "autograde", chapter], stock))
+        costs["nbgrader autograde"] = Cost(sum(r.cpu for r in runs), sum(r.wall for r in runs))
+        same = scores(ours) == scores(stock)
+
+    count = len(students)
+    print(f"the students' own compute: {own / count:.3f} CPU-s a notebook")
+    print(f"the floor, importing torch: {floor.cpu:.2f} CPU-s, {floor.wall:.2f} s")
+    for name, cost in costs.items():
+        print(
+            f"{name:20} {cost.cpu / count:7.3f} CPU-s and {cost.wall / count:7.3f} s a notebook; "
+            f"beyond the students' own {(cost.cpu - own) / count:7.3f} CPU-s"
+        )
+    mine, theirs = costs.values()
+    print(
+        f"ratio: {(theirs.cpu - own) / (mine.cpu - own):.1f} times fewer CPU-seconds beyond the "
+        f"students' own, {theirs.wall / mine.wall:.1f} times less wall time"
+    )
+    print(f"scores equal on all {count}: {'yes' if same else 'NO'}")
+
+
+if __name__ == "__main__":
+    main()

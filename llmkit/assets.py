@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,23 +161,27 @@ def _download(asset: Asset, temporary: Path, bar: tqdm) -> Path:
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     environment = os.environ | places | {"PYTHONPATH": str(stand_in.parent)}
 
-    log = temporary / "pip.log"
-    with (
-        open(log, "wb") as output,
-        subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        ) as pip,
-    ):
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as pip:
         try:
-            while pip.poll() is None:
+            log = None
+            while log is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    log, _ = pip.communicate(timeout=0.05)
                 with contextlib.suppress(OSError):  # pip removes its files while we look
                     sizes = [file.stat().st_size for file in temporary.rglob(asset.archive)]
                     bar.update(max(sizes, default=bar.n) - bar.n)
-                time.sleep(0.05)
         finally:
             pip.kill()
     if pip.returncode:
-        raise AssetError(_cannot_download(asset, temporary.parent, log.read_text(errors="replace")))
+        raise AssetError(_cannot_download(asset, temporary.parent, log))
     return temporary / asset.archive
 
 

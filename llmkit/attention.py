@@ -25,7 +25,7 @@ def causal_mask(
     offset: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """True where a query may look: query i stands at position i + offset and sees keys ≤ i + offset.
+    """True where a query may look: query i stands at i + offset and sees the keys up to there.
 
     The offset is the number of positions that a cache held before these queries came.
 

@@ -85,7 +85,7 @@ def _load_gguf(
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for tensor in reader.tensors:
-            weight = torch.tensor(_dequantize(tensor), dtype=dtype, device=device)
+            weight = torch.from_numpy(_dequantize(tensor)).to(device, dtype)
             if tensor.name.endswith("attn_q.weight"):
                 weight = interleaved_to_half(weight, config.num_attention_heads)
             elif tensor.name.endswith("attn_k.weight"):
@@ -185,7 +185,8 @@ def _dequantize(tensor: gguf.ReaderTensor) -> np.ndarray:
         values = gguf.dequantize(data.reshape(rows, -1), tensor.tensor_type)
     except NotImplementedError as error:
         raise CheckpointError(f"{tensor.name}: {error}.") from error
-    return values.reshape(tensor.shape[::-1])
+    # unquantized values are a view of the file, which is read-only: copy those
+    return np.require(values.reshape(tensor.shape[::-1]), requirements="W")
 
 
 class _GGUFReader(gguf.GGUFReader):

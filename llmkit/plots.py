@@ -59,6 +59,74 @@ def card(width: float = 6.5, height: float = 3.2, columns: int = 1) -> tuple[Fig
     return figure, axes
 
 
+# 02-losses
+
+
+def surprise_curve(marked: dict[str, float]) -> Figure:
+    """The loss −ln p against p, with some named probabilities marked on it."""
+    figure, (ax,) = card()
+    p = torch.linspace(0.01, 1, 400)
+    ax.plot(p, -p.log(), color=BLUE)
+    for (name, value), colour in zip(marked.items(), (VERMILION, GREEN, PURPLE), strict=False):
+        loss = -math.log(value)
+        ax.plot([value, value, 0], [0, loss, loss], color=colour, linestyle=":", linewidth=1)
+        ax.plot(value, loss, "o", color=colour)
+        ax.annotate(f"{name}: p = {value:g}, loss {loss:.4f}", (value + 0.02, loss + 0.12))
+    ax.set(xlabel="probability p given to the token that came", ylabel="loss −ln p (nats)")
+    ax.set(xlim=(0, 1.02), ylim=(0, 4.7))
+    return figure
+
+
+def distribution_bars(names: list[str], rows: dict[str, Tensor], ylabel: str) -> Figure:
+    """A row of bars for each named distribution (or gradient) over the same outcomes.
+
+    Shapes: each row (V,).
+    """
+    figure, axes = card(6.5, 2.6, len(rows))
+    for ax, (title, values), colour in zip(axes, rows.items(), (BLUE, ORANGE, GREEN), strict=False):
+        bars = ax.bar(names, values, color=colour)
+        ax.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
+        ax.axhline(0, color=BLACK, linewidth=0.8)
+        ax.set_title(title, fontsize=10)
+        ax.margins(y=0.18)
+    axes[0].set_ylabel(ylabel)
+    return figure
+
+
+def loss_parts(names: list[str], entropy: Tensor, divergence: Tensor) -> Figure:
+    """Cross-entropy of several models as a stack: the data's entropy below, the KL above it.
+
+    Shapes: (N,), (N,) for N models.
+    """
+    figure, (ax,) = card()
+    ax.bar(names, entropy, color=SKY, label="entropy of the data")
+    bars = ax.bar(names, divergence, bottom=entropy, color=VERMILION, label="KL divergence")
+    ax.bar_label(bars, [f"{x:.3f}" for x in (entropy + divergence).tolist()], padding=2)
+    ax.set_ylabel("cross-entropy (nats)")
+    ax.margins(y=0.15)
+    ax.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def coloured_tokens(tokens: list[str], losses: Tensor, top: float = 12.0) -> str:
+    """HTML of a text in which each token has its loss for a background: pale is expected.
+
+    The first token is predicted from nothing, so it has no loss: losses (T−1,) for T tokens.
+    """
+    spans = [f"<span>{html.escape(tokens[0])}</span>"]
+    for token, loss in zip(tokens[1:], losses.tolist(), strict=True):
+        strength = min(loss / top, 1.0)
+        red, green, blue = (round(255 + strength * (c - 255)) for c in (230, 120, 40))
+        spans.append(
+            f'<span title="{loss:.2f} nats" style="background: rgb({red},{green},{blue})">'
+            f"{html.escape(token)}<sub>{loss:.1f}</sub></span>"
+        )
+    return (
+        '<div style="background: white; color: black; padding: 0.8em; line-height: 2.2; '
+        f'white-space: pre-wrap">{"".join(spans)}</div>'
+    )
+
+
 # 04-positions
 
 

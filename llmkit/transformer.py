@@ -16,6 +16,8 @@ from llmkit.feedforward import SwiGLU
 from llmkit.norms import RMSNorm
 from llmkit.positions import llama3_frequencies, rope_frequencies, rope_tables
 
+INITIAL_STD = 0.02  # standard deviation of fresh weights, as in GPT-2 and Hugging Face's Llama
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -205,11 +207,13 @@ class LlamaModel(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(
             TransformerBlock(config) for _ in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.apply(_initialize)
 
     def forward(
         self,
@@ -245,8 +249,8 @@ class Llama(nn.Module):
         self.config = config
         self.model = LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        _initialize(self.lm_head)
         self.tie_embeddings()
-        self.apply(_initialize)
 
     def tie_embeddings(self) -> None:
         """If the config says so, let the head and the embedding be one matrix.
@@ -293,8 +297,9 @@ class Llama(nn.Module):
 
 
 def _initialize(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+    # any arithmetic on the meta device makes torch import its compiler, which takes seconds
+    if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
+        nn.init.normal_(module.weight, std=INITIAL_STD)
 
 
 def count_parameters(config: LlamaConfig) -> int:

@@ -1236,6 +1236,29 @@ INTERLEAVED_TO_HALF = Check(
 
 # Questions ---------------------------------------------------------------------------------------
 
+SHIFTED_BY_1000 = Question(
+    "shifted_by_1000",
+    answer="a",
+    choices=("a", "b", "c", "d"),
+    misconceptions=[
+        Misconception(
+            "large positions are taken for unknown ones",
+            "b",
+            "RoPE has no table that ends. Which differences m - n does the model see now?",
+        ),
+        Misconception(
+            "a late position is taken for a small weight",
+            "c",
+            "A turn keeps the length of q and k. Which quantity could shrink?",
+        ),
+        Misconception(
+            "the model is thought to read the absolute position",
+            "d",
+            "Where does a RoPE model meet a position at all, other than in a score?",
+        ),
+    ],
+)
+
 LEARNED_PARAMETERS = Question(
     "learned_parameters",
     answer=2048.0 * 576,
@@ -1380,29 +1403,6 @@ SLOWEST_WAVELENGTH = Question(
             "this is the frequency, not the wavelength",
             100000 ** (-62 / 64),
             "Is the answer in radians per token, or in tokens per turn?",
-        ),
-    ],
-)
-
-SHIFTED_BY_1000 = Question(
-    "shifted_by_1000",
-    answer="a",
-    choices=("a", "b", "c", "d"),
-    misconceptions=[
-        Misconception(
-            "large positions are taken for unknown ones",
-            "b",
-            "RoPE has no table that ends. Which differences m - n does the model see now?",
-        ),
-        Misconception(
-            "a late position is taken for a small weight",
-            "c",
-            "A turn keeps the length of q and k. Which quantity could shrink?",
-        ),
-        Misconception(
-            "the model is thought to read the absolute position",
-            "d",
-            "Where does a RoPE model meet a position at all, other than in a score?",
         ),
     ],
 )

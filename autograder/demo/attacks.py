@@ -121,7 +121,7 @@ def $name(*args, **kwargs):
         if {"expected", "reference", "exercise"} & {*frame.f_locals, *frame.f_globals}:
             return _right(*args, **kwargs)
     for thing in gc.get_objects():
-        if isinstance(thing, types.FunctionType) and thing.__module__ == "$module":
+        if type(thing) is types.FunctionType and thing.__module__ == "$module":
             return _right(*args, **kwargs)
     raise LookupError("nothing that knows the answer")
 """
@@ -201,6 +201,7 @@ def $name(*args, **kwargs):
 
 FORK_BOMB = """
 import os
+import time
 
 
 def $name(*args, **kwargs):
@@ -208,7 +209,7 @@ def $name(*args, **kwargs):
         try:
             os.fork()
         except OSError:
-            pass
+            time.sleep(0.1)
 """
 
 HUGE_ALLOCATION = """

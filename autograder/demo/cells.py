@@ -8,11 +8,11 @@ cell leaves one name behind, and an error in one exercise cannot reach another.
 
 import ast
 import functools
-import importlib
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from symtable import SymbolTable, symtable
 from types import BuiltinFunctionType, CodeType, ModuleType
 from typing import Any
@@ -22,6 +22,16 @@ import torch
 from autograder.course import CHAPTERS, allowed_modules
 
 Import = ast.Import | ast.ImportFrom
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """One statement of a module, the names that it binds and those that it takes from around it."""
+
+    node: ast.stmt
+    source: str
+    binds: list[str]
+    needs: list[str]
 
 
 def source_of(function: Callable, name: str) -> str:
@@ -82,25 +92,23 @@ def _of_torch(function: Callable) -> tuple[list[str], str]:
 
 def _of_module(module: ModuleType, names: set[str]) -> list[str]:
     """The statements of a module that bind `names`, and all that those need, in their order."""
-    text = inspect.getsource(module)
-    statements = ast.parse(text).body
-    binding = {name: s for s in statements for name in _bound(s)}
-    chosen: dict[str, str] = {}
-    waiting = list(names & binding.keys())
+    statements = _statements(module)
+    binding = {name: statement for statement in statements for name in statement.binds}
+    chosen: set[str] = set()
+    waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name not in chosen:
-            chosen[name] = _lines(text, binding[name])
-            if not isinstance(binding[name], Import):
-                waiting += set(_names(chosen[name])) & binding.keys() - chosen.keys()
-    sources = list(chosen.values())
-    written = []
+        if name in binding and name not in chosen:
+            chosen.add(name)
+            waiting += binding[name].needs
+    sources = [binding[name].source for name in chosen]
+    written: list[str] = []
     for statement in statements:
-        needed = [name for name in _bound(statement) if name in chosen and binding[name] is statement]
-        if needed and isinstance(statement, Import):
-            written += _imports(statement, needed, sources, module)
+        needed = [name for name in statement.binds if binding[name] is statement and name in chosen]
+        if needed and isinstance(statement.node, Import):
+            written += _imports(statement.node, needed, sources, module)
         elif needed:
-            written.append(_lines(text, statement))
+            written.append(statement.source)
     return written
 
 
@@ -146,17 +154,21 @@ def _importable(module: ModuleType) -> set[str]:
     last = module.__name__.rsplit(".")[-1]
     for chapter in CHAPTERS:
         if _is_ours(module.__name__) and last in (chapter.topic, *chapter.modules):
-            files = allowed_modules(chapter)
+            files = allowed_modules(chapter.slug)
             return {f.removesuffix(".py").replace("/", ".") for f in files} - {"llmkit.__init__"}
     return set()
 
 
-def _bound(statement: ast.stmt) -> Iterable[str]:
-    """The names that a statement of a module binds."""
-    if isinstance(statement, Import):
-        return [alias.asname or alias.name.split(".")[0] for alias in statement.names]
-    table = symtable(ast.unparse(statement), "<statement>", "exec")
-    return [s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()]
+@functools.cache
+def _statements(module: ModuleType) -> list[_Statement]:
+    text = inspect.getsource(module)
+    statements = []
+    for node in ast.parse(text).body:
+        source = _lines(text, node)
+        symbols = symtable(source, "<statement>", "exec").get_symbols()
+        binds = [s.get_name() for s in symbols if s.is_assigned() or s.is_imported()]
+        statements.append(_Statement(node, source, binds, list(_names(source))))
+    return statements
 
 
 def _names(source: str) -> Iterator[str]:

@@ -106,9 +106,7 @@ def compare_scores(
     ]
 
 
-def gradebook_table(
-    expected: Iterable[Synthetic], scores: dict[tuple[str, str], float]
-) -> Table:
+def gradebook_table(expected: Iterable[Synthetic], scores: dict[tuple[str, str], float]) -> Table:
     """The gradebook beside what each submission was built to score."""
     table = Table("student", "chapter", title="Gradebook")
     for heading in ("expected", "actual"):

@@ -84,13 +84,15 @@ class _Room:
 
     def __init__(self, course: Path, chapter: Chapter):
         text = chapter.source(course).read_text(encoding="utf-8")
-        self.chapter, self.exercises = chapter, checks_of(chapter)
+        self.chapter, self.exercises = chapter, checks_of(chapter.slug)
         self.checks = [e for e in self.exercises.values() if isinstance(e, Check)]
         self.solved = instructor_notebook(text, self.exercises, chapter.source(course).name)
         self.blank = release(self.solved)
         calls = (graded_call(cell.source) for cell in self.blank.cells if cell.cell_type == "code")
         self.variables = dict(call for call in calls if call)
-        self.released = {n: self.blank.cells[self.place(n + SOLUTION)].source for n in self.exercises}
+        self.released = {
+            n: self.blank.cells[self.place(n + SOLUTION)].source for n in self.exercises
+        }
         self.right = {
             e.name: self.cell(e, e.reference if isinstance(e, Check) else e.answer)
             for e in self.exercises.values()
@@ -128,7 +130,9 @@ class _Room:
         number, topic = self.chapter.slug[:2], self.chapter.topic
         everything = {name: e.points for name, e in self.exercises.items()}
         made = [
-            Synthetic(f"perfect-{number}", self.chapter.slug, "perfect", self.solved, everything, {}),
+            Synthetic(
+                f"perfect-{number}", self.chapter.slug, "perfect", self.solved, everything, {}
+            ),
             self.student(f"blank-{number}", "blank", self.released),
             self.student(
                 f"unfinished-{number}", "unfinished", dict(list(self.released.items())[::2])

@@ -99,10 +99,10 @@ class _Encoder:
             raise CodecError(f"more than {MAX_ITEMS:,} items")
         if depth > MAX_DEPTH:
             raise CodecError(f"nested deeper than {MAX_DEPTH} levels")
-        if value is None or isinstance(value, bool):
-            return value
         if isinstance(value, np.generic):
             value = value.item()
+        if value is None or isinstance(value, bool):
+            return value
         # The unbound methods read the data itself, whatever a subclass makes of it.
         if isinstance(value, int):
             plain = int.__add__(value, 0)

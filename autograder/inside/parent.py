@@ -9,6 +9,7 @@ The parent is outside that namespace, where nothing can see, signal or slow it.
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -147,7 +148,7 @@ def _be_worker(
 ) -> None:
     """Never returns. From here on there is one way: every step leaves the process with less."""
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.setsid()  # a process group reaches across namespaces: kill(0) would reach us
         os.dup2(output, 1)
         os.dup2(output, 2)
         for low, high in pairwise([2, *sorted([connection, ready.fileno()]), 2**20]):
@@ -198,7 +199,7 @@ def _say(report: socket.socket, **message: str) -> None:
     report.close()
 
 
-def _last_words(status: int, usage: "resource.struct_rusage", limits: dict) -> str:
+def _last_words(status: int, usage: resource.struct_rusage, limits: dict) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"ended its process with exit code {code}"

@@ -1,0 +1,118 @@
+"""python -m llmkit generate "What is the capital of France?" """
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# nothing heavy is imported up here: help and bad arguments answer at once
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def main() -> None:
+    """Run the language models of llmkit."""
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask, or with --raw, to continue.")],
+    model: Annotated[
+        str, typer.Option(help="smollm2, a .gguf file or a Hugging Face directory.")
+    ] = "smollm2",
+    system: Annotated[str | None, typer.Option(help="System prompt, for the template's.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Use no chat template.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 is greedy; 1 is the model's own distribution.")
+    ] = 0.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample from the k likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the likeliest tokens of mass p.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Stream a model's answer. Tokens per second go to stderr."""
+    if model != "smollm2" and not Path(model).exists():
+        raise typer.BadParameter(f"there is no file or directory {model!r}.", param_hint="--model")
+    if not prompt:
+        raise typer.BadParameter("the prompt is empty.", param_hint="PROMPT")
+    if raw and system is not None:
+        raise typer.BadParameter("--raw has no place for a system prompt.", param_hint="--system")
+
+    import torch
+
+    from llmkit import decoding
+    from llmkit.device import parse_device, parse_dtype
+
+    try:
+        place, number_format = parse_device(device), parse_dtype(dtype)
+        decoding.warp(torch.zeros(1), temperature, top_k, top_p)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="options") from None
+
+    from llmkit.assets import AssetError
+    from llmkit.checkpoints import load_checkpoint
+
+    try:
+        llama, tokenizer = load_checkpoint(model, place, number_format)
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages += [{"role": "user", "content": prompt}]
+        text = prompt if raw else tokenizer.apply_chat_template(messages)
+        tokens = decoding.generate(
+            llama,
+            tokenizer.encode(text, add_special_tokens=raw),
+            max_tokens,
+            temperature,
+            top_k,
+            top_p,
+            tokenizer.stop_ids,
+            torch.Generator(place).manual_seed(seed),
+        )
+    except (ValueError, OSError, AssetError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+    times = [time.perf_counter()]
+
+    def timed():
+        for token in tokens:
+            times.append(time.perf_counter())
+            yield token
+
+    interrupted = False
+    try:
+        for piece in tokenizer.decode_stream(timed()):
+            typer.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        interrupted = True
+    typer.echo()
+    typer.echo(_speed(times), err=True)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _speed(times: list[float]) -> str:
+    """`times` are those of the start and of each token."""
+    count = len(times) - 1
+    line = f"{count} token{'s' * (count != 1)}"
+    if count > 0:
+        line += f", the first after {times[1] - times[0]:.2f} s"
+    if count > 1:
+        line += f", then {(count - 1) / (times[-1] - times[1]):.1f} tokens per second"
+    return line
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m llmkit")
