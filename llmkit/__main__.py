@@ -1,8 +1,9 @@
 """python -m llmkit generate "What is the capital of France?" """
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +41,7 @@ def generate(
         float | None, typer.Option(help="Sample from the likeliest tokens of mass p.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Stream a model's answer. Tokens per second go to stderr."""
@@ -56,11 +57,11 @@ def generate(
     from llmkit import decoding
     from llmkit.device import parse_device, parse_dtype
 
-    try:
-        place, number_format = parse_device(device), parse_dtype(dtype)
-        decoding.warp(torch.zeros(1), temperature, top_k, top_p)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="options") from None
+    place = _checked("--device", parse_device, device)
+    number_format = _checked("--dtype", parse_dtype, dtype)
+    _checked("--temperature", decoding.apply_temperature, torch.zeros(1), temperature)
+    if top_p is not None:
+        _checked("--top-p", decoding.top_p_filter, torch.zeros(1), top_p)
 
     from llmkit.assets import AssetError
     from llmkit.checkpoints import load_checkpoint
@@ -86,7 +87,7 @@ def generate(
 
     times = [time.perf_counter()]
 
-    def timed():
+    def timed() -> Iterator[int]:
         for token in tokens:
             times.append(time.perf_counter())
             yield token
@@ -101,6 +102,13 @@ def generate(
     typer.echo(_speed(times), err=True)
     if interrupted:
         raise typer.Exit(130)
+
+
+def _checked(option: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _speed(times: list[float]) -> str:

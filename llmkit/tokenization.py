@@ -159,20 +159,25 @@ class Tokenizer:
         `messages` are dicts of "role" ("system", "user" or "assistant") and "content". Where none
         is a system message, the template may add its own. The template comes with the model, from
         a stranger: it runs in jinja2's sandbox. The text has its special tokens written out, so
-        encode it with `add_special_tokens=False`.
+        encode it with `add_special_tokens=False`. Raises ValueError if the template does.
         """
         if self.chat_template is None:
             raise ValueError("This model has no chat template: give it plain text to continue.")
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # here, for quick starts
+        import jinja2.sandbox  # here, for quick starts
 
-        environment = ImmutableSandboxedEnvironment(
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        environment.globals["raise_exception"] = _refuse
-        return environment.from_string(self.chat_template).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, **self.special_tokens
-        )
 
+        def raise_exception(message: str) -> None:  # templates call it by this name
+            raise jinja2.TemplateError(message)
 
-def _refuse(message: str) -> None:
-    raise ValueError(f"The chat template refuses these messages: {message}")
+        try:
+            return environment.from_string(self.chat_template).render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                raise_exception=raise_exception,
+                **self.special_tokens,
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(f"The model's chat template fails: {error}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from autograder.course import chapters
 from autograder.demo.synthetic import Synthetic, make_class, write_class
 from autograder.graded import Graded
 
@@ -17,8 +18,11 @@ def run(course: Path, console: Console) -> int:
     """Answer a question with SmolLM2, then grade a class in build/demo from scratch.
 
     Returns in how many ways grades differ from what the submissions were built to score. Raises
-    AssetError, CheckpointError, BuildError or SandboxUnavailable, with a sentence for the user.
+    LookupError, AssetError, BuildError or SandboxUnavailable, with a sentence for the user.
     """
+    if not chapters(course):
+        raise LookupError(f"There is no chapter in {course / 'solutions'}: name the course's folder.")
+
     from autograder.display import grading_progress
     from autograder.grade import grade_class
     from autograder.report import write_report
@@ -52,21 +56,13 @@ def run(course: Path, console: Console) -> int:
 
 
 def answer_question(console: Console) -> None:
-    """SmolLM2 answers, token by token; its weights are fetched the first time."""
+    """SmolLM2 answers, token by token; what the course downloads is fetched the first time."""
+    from llmkit.__main__ import generate
     from llmkit.assets import fetch
-    from llmkit.checkpoints import load_checkpoint
-    from llmkit.decoding import generate
 
     fetch("shakespeare")
-    model, tokenizer = load_checkpoint("smollm2")
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}])
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
-    console.print(f"> {QUESTION}", style="bold", highlight=False)
-    for piece in tokenizer.decode_stream(
-        generate(model, ids, max_tokens=40, stop_ids=tokenizer.stop_ids)
-    ):
-        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-    console.print()
+    console.print(f'$ python -m llmkit generate "{QUESTION}"', style="bold", highlight=False)
+    generate(QUESTION)
 
 
 def gradebook_scores(course: Path) -> dict[tuple[str, str], float]:

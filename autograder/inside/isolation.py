@@ -102,9 +102,7 @@ def forbid_user_namespaces() -> None:
     _write("/proc/sys/user/max_user_namespaces", "0")
 
 
-def limit(
-    cpu_seconds: int, memory: int, address_space: int, processes: int, file: int
-) -> None:
+def limit(cpu_seconds: int, memory: int, address_space: int, processes: int, file: int) -> None:
     """Resource limits of this process and all it starts, hard and soft. Sizes are in bytes."""
     limits = {
         resource.RLIMIT_CPU: cpu_seconds,

@@ -75,9 +75,7 @@ def _enter_own_namespaces() -> None:
     isolation.mount_proc()
 
 
-def _watch(
-    control: socket.socket, judge: int, limits: dict, serve: Callable[[int], None]
-) -> None:
+def _watch(control: socket.socket, judge: int, limits: dict, serve: Callable[[int], None]) -> None:
     own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
     wards: dict[int, Ward] = {}  # by the descriptors to poll: pidfd and report
     poller = select.poll()
@@ -167,7 +165,7 @@ def _be_worker(
             cpu_seconds=limits["cpu_seconds"],
             memory=used["VmData"] + limits["memory_bytes"],
             address_space=used["VmSize"] + 2 * limits["memory_bytes"] + 2**33,
-            processes=limits["processes"] + 16,  # past the limit, so that the watcher sees it
+            processes=4 * limits["processes"],  # the watcher is to see who passes the limit
             file=limits["file_bytes"],
         )
         isolation.give_up_privileges()

@@ -42,9 +42,9 @@ def same(a, b):
 
 
 tensors = st.builds(
-    lambda dtype, shape, seed: (
-        torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    ),
+    lambda dtype, shape, seed: torch.randint(
+        0, 2, shape, generator=torch.Generator().manual_seed(seed)
+    ).to(dtype),
     st.sampled_from([d for n, d in DTYPES.items() if n != "complex32"]),
     st.lists(st.integers(0, 4), max_size=4),
     st.integers(0, 9),

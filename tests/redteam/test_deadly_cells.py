@@ -1,12 +1,13 @@
 """Cells that hang, crash, flood or devour. Each costs its own worker, with the reason in words."""
 
+import dataclasses
 import time
 
 import pytest
 
 from autograder.sandbox import WorkerDied
 
-LATE = r"^ran longer than 3 s$"
+LATE = r"^ran longer than 1.5 s$"
 MEMORY = r"^used more than 0.5 GiB of memory$"
 CROWD = r"^started more than 32 processes and threads$"
 
@@ -53,7 +54,10 @@ DEADLY = {
         LATE,
     ),
     # the connection
-    "closes every descriptor": ("import os; os.closerange(0, 100); while_true()", r"^closed its"),
+    "closes every descriptor": (
+        "import os, time; os.closerange(0, 100); time.sleep(9)",
+        r"^closed its",
+    ),
     "garbage on the connection": (
         "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'x' * 4096)\n"
         "    except OSError: pass",
@@ -78,7 +82,10 @@ DEADLY = {
     ),
     # processes
     "fork bomb": ("import os\nwhile True: os.fork()", CROWD),
-    "fork bomb of a shell": ("import os; os.system(':(){ :|:& };:; sleep 100')", CROWD),
+    "fork bomb of a shell": (
+        "import os; os.system(\"bash -c 'b() { b | b & sleep 9; }; b'\")",
+        CROWD,
+    ),
     "fork bomb that detaches": (
         "import os\nwhile True:\n    try:\n        if os.fork() == 0: os.setsid()\n"
         "    except OSError: pass",
@@ -96,18 +103,18 @@ DEADLY = {
     ),
     "many processes each below the limit": (
         "import os, time\nfor _ in range(12):\n    if os.fork() == 0:\n"
-        "        x = os.urandom(10**8); time.sleep(100)\ntime.sleep(100)",
+        "        x = b'x' * 10**8; time.sleep(100)\ntime.sleep(100)",
         MEMORY,
     ),
     "a leak after the main thread ended": (
         "import ctypes, threading\nx = []\ndef leak():\n"
         "    while True: x.append(bytearray(2**22))\n"
         "threading.Thread(target=leak).start()\nctypes.CDLL(None).syscall(60, 0)",
-        f"{MEMORY}|{LATE}",
+        MEMORY,
     ),
     "a leak that hides from inspection": (
         "import ctypes, os, time\nctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\nfor _ in range(9):\n"
-        "    if os.fork() == 0:\n        x = os.urandom(10**8); time.sleep(100)\ntime.sleep(100)",
+        "    if os.fork() == 0:\n        x = b'x' * 10**8; time.sleep(100)\ntime.sleep(100)",
         MEMORY,
     ),
     "shared memory": (
@@ -122,8 +129,11 @@ DEADLY = {
 
 
 @pytest.mark.parametrize("name", DEADLY)
-def test_a_deadly_cell_costs_its_worker_and_says_why(sandbox, name):
+def test_a_deadly_cell_costs_its_worker_and_says_why(sandbox, name, monkeypatch):
     source, reason = DEADLY[name]
+    if reason == LATE:
+        impatient = dataclasses.replace(sandbox.limits, wall_per_cell=1.5)
+        monkeypatch.setattr(sandbox, "limits", impatient)
     started = time.monotonic()
     with sandbox.worker() as worker:
         if reason is None:  # nothing happens: the first process ignores it
@@ -136,7 +146,7 @@ def test_a_deadly_cell_costs_its_worker_and_says_why(sandbox, name):
     assert time.monotonic() - started < 8
 
 
-@pytest.mark.parametrize("name", ["infinite loop", "os._exit", "segmentation fault", "fork bomb"])
+@pytest.mark.parametrize("name", ["os._exit", "segmentation fault", "fork bomb"])
 def test_a_deadly_function_costs_its_worker_and_says_why(sandbox, name):
     source, reason = DEADLY[name]
     with sandbox.worker() as worker:

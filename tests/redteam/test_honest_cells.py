@@ -41,10 +41,10 @@ HONEST = {
     ),
     "a good share of memory": "import torch\nx = torch.ones(64, 2**20)\ndel x",
     "temporary files": (
-        "import tempfile\nwith tempfile.NamedTemporaryFile() as f: f.write(b'x' * 2**20)"
+        "import tempfile\nwith tempfile.NamedTemporaryFile() as t:\n    t.write(b'x' * 2**20)"
     ),
     "numpy and its threads": "import numpy as np\nnp.linalg.svd(np.random.rand(100, 100))",
-    "the time and the date": "import datetime; datetime.datetime.now().astimezone(); %time 1",
+    "the time and the date": "import datetime; datetime.datetime.now().astimezone()\n%time 1",
     "a home folder": "from pathlib import Path; Path('~/x').expanduser().write_text('x')",
     "a user's name": "import getpass; getpass.getuser()",
 }
