@@ -6,8 +6,7 @@ feedback and formgrader show them. So a judged notebook is an ordinary autograde
 
 from collections.abc import Iterable
 
-from nbformat import NotebookNode
-from nbformat.v4 import new_output
+from nbformat import NotebookNode, from_dict
 
 from autograder.display import as_html, as_text
 from autograder.verdict import Verdict
@@ -27,10 +26,13 @@ def with_verdicts(notebook: NotebookNode, verdicts: Iterable[Verdict]) -> Notebo
 
 
 def _outputs(verdict: Verdict) -> list[NotebookNode]:
+    # Plain nodes: nbformat's own constructor validates each against its schema, which would take
+    # longer than the judging.
     card = {"text/plain": as_text(verdict), "text/html": as_html(verdict)}
-    outputs = [new_output("display_data", data=card)]
+    outputs = [{"output_type": "display_data", "data": card, "metadata": {}}]
     if not verdict.correct:
         reason = verdict.misconception or verdict.problem
         message = f"CheckFailed: {verdict.exercise}: {reason}"
-        outputs.append(new_output("error", ename="CheckFailed", evalue=reason, traceback=[message]))
-    return outputs
+        error = {"ename": "CheckFailed", "evalue": reason, "traceback": [message]}
+        outputs.append({"output_type": "error"} | error)
+    return [from_dict(output) for output in outputs]

@@ -7,14 +7,28 @@ formgrader, feedback and export go on working; only the judging was done elsewhe
 import copy
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nbformat import NotebookNode
-from nbgrader.api import Gradebook
+from nbgrader.api import (
+    Assignment,
+    Comment,
+    Grade,
+    Gradebook,
+    GradeCell,
+    Notebook,
+    SolutionCell,
+    Student,
+    SubmittedAssignment,
+    SubmittedNotebook,
+)
 from nbgrader.preprocessors import SaveCells
 from nbgrader.utils import compute_checksum, determine_grade, is_grade, is_solution
+from sqlalchemy import select
+from sqlalchemy.exc import SAWarning
 
 COURSE_ID = "llm"
 
@@ -22,6 +36,8 @@ COURSE_ID = "llm"
 @contextmanager
 def open_gradebook(db_url: str) -> Iterator[Gradebook]:
     """Open the gradebook at an SQLAlchemy URL, making its tables the first time."""
+    # nbgrader's own models warn at every new submission about the order of their making.
+    warnings.filterwarnings("ignore", category=SAWarning, module="nbgrader")
     # nbgrader asks the `alembic` command for its schema version: it stands beside this Python.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with Gradebook(db_url, COURSE_ID) as gradebook:
@@ -38,25 +54,47 @@ def register_chapter(gradebook: Gradebook, db_url: str, chapter: str, blank: Not
 def record(gradebook: Gradebook, student: str, chapter: str, notebook: NotebookNode) -> None:
     """Write the scores of one judged notebook, whose graded cells carry the verdicts' outputs.
 
-    A score that a person gave is kept, and its cell is marked for another look.
+    A score that a person gave is kept, and its cell is marked for another look. All in one
+    transaction, by ids: nbgrader's own way takes some forty queries and three commits.
     """
-    gradebook.update_or_create_student(student)
-    submission = gradebook.update_or_create_submission(chapter, student)
-    (submitted,) = submission.notebooks
-    grades = {grade.name: grade for grade in submitted.grades}
-    comments = {comment.name: comment for comment in submitted.comments}
+    db = gradebook.db
+    master = db.execute(
+        select(Notebook).join(Assignment).where(Assignment.name == chapter)
+    ).scalar_one()
+    grade_cells, solution_cells = (
+        dict(db.execute(select(kind.name, kind.id).where(kind.notebook_id == master.id)).all())
+        for kind in (GradeCell, SolutionCell)
+    )
+    submitted = db.execute(
+        select(SubmittedNotebook)
+        .join(SubmittedAssignment)
+        .where(SubmittedAssignment.student_id == student)
+        .where(SubmittedNotebook.notebook_id == master.id)
+    ).scalar_one_or_none()
+    if submitted is None:
+        if db.get(Student, student) is None:
+            db.add(Student(id=student))
+        assignment = SubmittedAssignment(assignment_id=master.assignment_id, student_id=student)
+        submitted = SubmittedNotebook(
+            notebook_id=master.id,
+            assignment=assignment,
+            grades=[Grade(cell_id=cell) for cell in grade_cells.values()],
+            comments=[Comment(cell_id=cell) for cell in solution_cells.values()],
+        )
+        db.add(submitted)
+    grades = {grade.cell_id: grade for grade in submitted.grades}
+    comments = {comment.cell_id: comment for comment in submitted.comments}
     for cell in notebook.cells:
         if is_grade(cell):
-            grade = grades[cell.metadata.nbgrader.grade_id]
+            grade = grades[grade_cells[cell.metadata.nbgrader.grade_id]]
             grade.auto_score, _ = determine_grade(cell)
             by_hand = grade.manual_score is not None or grade.auto_score is None
             grade.needs_manual_grade = by_hand
         if is_solution(cell):
+            comment = comments[solution_cells[cell.metadata.nbgrader.grade_id]]
             untouched = cell.metadata.nbgrader.get("checksum") == compute_checksum(cell)
-            comments[cell.metadata.nbgrader.grade_id].auto_comment = (
-                "No response." if untouched else None
-            )
-    gradebook.db.commit()
+            comment.auto_comment = "No response." if untouched else None
+    db.commit()
 
 
 def graded_students(gradebook: Gradebook, chapter: str) -> set[str]:

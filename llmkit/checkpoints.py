@@ -19,6 +19,9 @@ from llmkit.positions import interleaved_to_half
 from llmkit.tokenization import Tokenizer
 from llmkit.transformer import Llama, LlamaConfig
 
+# what the readers raise where a file is cut short or is something else
+_DAMAGE = (IndexError, KeyError, struct.error, safetensors.SafetensorError)
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded; the message says, in one sentence, what is wrong."""
@@ -47,7 +50,7 @@ def load_checkpoint(
         if path.is_dir():
             return _load_directory(path, device, dtype)
         return _load_gguf(path, device, dtype)
-    except ValueError as error:
+    except (ValueError, *_DAMAGE) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
 
 

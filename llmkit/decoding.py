@@ -56,7 +56,7 @@ def top_p_filter(logits: Tensor, p: float) -> Tensor:
         raise ValueError(f"p must be above 0 and at most 1, not {p}.")
     if p == 1:
         return logits
-    ordered, ids = logits.float().softmax(-1).sort(-1, descending=True, stable=True)
+    ordered, ids = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
     mass_before = ordered.cumsum(-1) - ordered
     drop = torch.empty_like(ids, dtype=torch.bool).scatter_(-1, ids, mass_before >= p)
     return logits.masked_fill(drop, float("-inf"))

@@ -51,7 +51,10 @@ class Tokenizer:
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"{directory} holds no tokenizer.json.")
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"{path} is not a tokenizer: {error}.") from error
 
         def read(name: str) -> dict[str, Any]:
             file = directory / name

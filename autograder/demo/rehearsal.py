@@ -21,7 +21,9 @@ def run(course: Path, console: Console) -> int:
     LookupError, AssetError, BuildError or SandboxUnavailable, with a sentence for the user.
     """
     if not chapters(course):
-        raise LookupError(f"There is no chapter in {course / 'solutions'}: name the course's folder.")
+        raise LookupError(
+            f"There is no chapter in {course / 'solutions'}: name the course's folder."
+        )
 
     from autograder.display import grading_progress
     from autograder.grade import grade_class

@@ -27,11 +27,11 @@ MAX_ODD_KEYS = 10_000  # keys other than strings: their hashes can be made to co
 MAX_INT_BITS = 4096
 SPARSE_STRIDES = 4096  # elements that a strided tensor may span beyond four times its own
 
-_DTYPE_NAMES = """
-    bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64
-    complex32 complex64 complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz
-""".split()
-DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in _DTYPE_NAMES if hasattr(torch, n)}
+DTYPES: dict[str, torch.dtype] = {
+    str(kind).removeprefix("torch."): kind
+    for kind in vars(torch).values()
+    if isinstance(kind, torch.dtype) and not str(kind).startswith(("torch.q", "torch.bits"))
+}
 
 
 class CodecError(ValueError):
@@ -206,7 +206,7 @@ class _Decoder:
         return key
 
     def tensor(self, dtype: str, shape: list, strides: list | None) -> Tensor:
-        kind = DTYPES[dtype] if dtype in DTYPES else None
+        kind = DTYPES.get(dtype)
         if kind is None or not _sizes(shape):
             raise CodecError("the message holds a tensor of an unknown kind")
         numel = math.prod(shape)

@@ -6,6 +6,7 @@ namespace of its own: when it ends, or is killed from here, the kernel ends all 
 The parent is outside that namespace, where nothing can see, signal or slow it.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -15,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,7 +34,9 @@ class Ward:
     report: socket.socket
     proc: int
     tmpfs: list[int]
+    inherited: int  # bytes of the parent's memory that every fork starts with
     reason: str = ""
+    next_count: float = 0.0
 
 
 def main() -> None:
@@ -138,7 +141,8 @@ def _fork_worker(
         os.waitpid(pid, 0)
         _say(report, failed=said.decode(errors="replace") or "the worker died while it started")
         return None
-    return Ward(pid, os.pidfd_open(pid), report, folders[0], folders[1:])
+    inherited = _status("/proc/self/status")["RssAnon"]
+    return Ward(pid, os.pidfd_open(pid), report, folders[0], folders[1:], inherited)
 
 
 def _be_worker(
@@ -165,7 +169,7 @@ def _be_worker(
             cpu_seconds=limits["cpu_seconds"],
             memory=used["VmData"] + limits["memory_bytes"],
             address_space=used["VmSize"] + 2 * limits["memory_bytes"] + 2**33,
-            processes=4 * limits["processes"],  # the watcher is to see who passes the limit
+            processes=limits["processes"] + 16,  # past the limit, so that the watcher sees it
             file=limits["file_bytes"],
         )
         isolation.give_up_privileges()
@@ -190,10 +194,8 @@ def _reap(ward: Ward, limits: dict) -> None:
 
 
 def _say(report: socket.socket, **message: str) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the judge no longer listens
         report.sendall(json.dumps(message).encode())
-    except OSError:  # the judge no longer listens
-        pass
     report.close()
 
 
@@ -210,25 +212,62 @@ def _last_words(status: int, usage: resource.struct_rusage, limits: dict) -> str
 
 def _excess(ward: Ward, limits: dict) -> str:
     """Which limit the worker and all that it started exceed together, in words, or ""."""
-    processes, memory = _usage(ward, "status")
-    if processes > limits["processes"]:
+    most = limits["memory_bytes"]
+    used = _usage(ward)
+    if used.threads > limits["processes"]:
         return f"started more than {limits['processes']} processes and threads"
-    # Processes share pages with the parent and each other. Counting these once takes longer, so
-    # that is done only for those who seem to have too much; twice, as one about to execute another
-    # program holds the memory of the one that started it for a moment.
-    if memory > limits["memory_bytes"] and all(
-        _usage(ward, "smaps_rollup")[1] > limits["memory_bytes"] for _ in range(2)
-    ):
-        return f"used more than {limits['memory_bytes'] / 2**30:.3g} GiB of memory"
-    return ""
+    # Who is about to execute another program shares its memory with the one that started it for a
+    # moment, and counts double: hence the second look.
+    over = used.own > most and _usage(ward).own > most
+    if not over and used.most > most and time.monotonic() > ward.next_count:
+        started = time.monotonic()
+        over = _proportional(ward) > most and _proportional(ward) > most
+        ward.next_count = time.monotonic() + 5 * (time.monotonic() - started) + 0.1
+    return f"used more than {most / 2**30:.3g} GiB of memory" if over else ""
 
 
-def _usage(ward: Ward, source: str) -> tuple[int, int]:
-    """Threads, and bytes of memory including /tmp and /dev/shm."""
-    threads = memory = 0
-    for folder in ward.tmpfs:
-        usage = os.fstatvfs(folder)
-        memory += (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+@dataclass
+class Usage:
+    """What a worker and all that it started use. Bytes between two bounds that are quick to read:
+    processes share pages with the parent and with each other, `own` counts none of these and
+    `most` counts them for each."""
+
+    threads: int
+    own: int
+    most: int
+
+
+def _usage(ward: Ward) -> Usage:
+    usage = Usage(0, own=_stored(ward), most=_stored(ward))
+    for status in _statuses(ward):
+        usage.threads += status["Threads"]
+        private = status.get("RssAnon", 0) + status.get("VmSwap", 0) + status.get("VmPTE", 0)
+        usage.own += max(private - ward.inherited, 0) + status.get("RssShmem", 0)
+        usage.most += private + status.get("RssShmem", 0)
+    usage.own += ward.inherited
+    return usage
+
+
+def _proportional(ward: Ward) -> int:
+    """Bytes with every shared page counted once. The kernel walks all pages for that: slow."""
+    total = _stored(ward)
+    for status in _statuses(ward):
+        try:
+            shares = _status(f"{status['process']}/smaps_rollup", ward.proc)
+            total += shares["Pss_Anon"] + shares["Pss_Shmem"] + shares["SwapPss"]
+        except (OSError, KeyError):  # it hides, then it pays in full; or it has just ended
+            total += status.get("RssAnon", 0) + status.get("RssShmem", 0)
+    return total
+
+
+def _stored(ward: Ward) -> int:
+    """Bytes of files in /tmp and /dev/shm: they are memory, too."""
+    used = map(os.fstatvfs, ward.tmpfs)
+    return sum((u.f_blocks - u.f_bfree) * u.f_frsize for u in used)
+
+
+def _statuses(ward: Ward) -> Iterator[dict[str, int]]:
+    """/proc/PID/status of all the worker's processes, with the number under "process"."""
     for process in filter(str.isdigit, os.listdir(ward.proc)):
         try:
             status = _status(f"{process}/status", ward.proc)
@@ -239,16 +278,7 @@ def _usage(ward: Ward, source: str) -> tuple[int, int]:
                 status |= max(others, key=lambda s: s.get("VmRSS", 0))
         except (FileNotFoundError, ProcessLookupError):
             continue
-        threads += status["Threads"]
-        anonymous = status.get("RssAnon", 0) + status.get("RssShmem", 0)
-        if source == "smaps_rollup":
-            try:
-                shares = _status(f"{process}/smaps_rollup", ward.proc)
-                anonymous = shares["Pss_Anon"] + shares["Pss_Shmem"]
-            except (OSError, KeyError):  # it hides: then it pays in full
-                pass
-        memory += anonymous + status.get("VmSwap", 0) + status.get("VmPTE", 0)
-    return threads, memory
+        yield status | {"process": int(process)}
 
 
 def _status(path: str, folder: int | None = None) -> dict[str, int]:

@@ -254,7 +254,9 @@ def test_what_is_no_gguf_file(tmp_path, content):
 
 
 def test_truncated_gguf(tmp_path):
-    path = write_gguf(tmp_path / "m.gguf", oracle())
-    path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(CheckpointError, match=r"m\.gguf cannot be loaded: "):
-        load_checkpoint(path)
+    whole = write_gguf(tmp_path / "m.gguf", oracle()).read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for length in [*range(0, len(whole) - 1, len(whole) // 40), 31, 101, len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"cut\.gguf cannot be loaded: "):
+            load_checkpoint(cut)

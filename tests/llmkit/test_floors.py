@@ -9,10 +9,9 @@ import pytest
 
 import llmkit
 
-FLOORS = """
-    ngrams losses tokenization positions attention norms feedforward transformer checkpoints
-    rnn pretraining decoding prompting finetuning efficiency
-""".split()
+FLOORS = ["ngrams", "losses", "tokenization", "positions", "attention", "norms", "feedforward"]
+FLOORS += ["transformer", "checkpoints", "rnn", "pretraining", "decoding", "prompting"]
+FLOORS += ["finetuning", "efficiency"]
 SHARED = ["assets", "device", "plots", "widgets"]
 ROOT = Path(llmkit.__file__).parent
 MODULES = {path.stem: path for path in ROOT.glob("*.py") if not path.stem.startswith("__")}

@@ -113,7 +113,7 @@ def test_template_can_refuse_and_cannot_escape():
     with pytest.raises(ValueError, match="chat template fails: one at a time"):
         refuses.apply_chat_template([])
     escapes = Tokenizer(TOKENIZER.backend, chat_template="{{ messages.__class__.__mro__ }}")
-    with pytest.raises(ValueError, match="chat template fails: .*unsafe"):
+    with pytest.raises(ValueError, match=r"chat template fails: .*unsafe"):
         escapes.apply_chat_template([])
 
 
@@ -145,4 +145,7 @@ def test_from_directory(tmp_path):
 
 def test_directory_without_tokenizer(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no tokenizer\.json"):
+        Tokenizer.from_directory(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
         Tokenizer.from_directory(tmp_path)

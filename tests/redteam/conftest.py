@@ -8,7 +8,7 @@ import torch
 from autograder.sandbox import Limits, Sandbox
 
 LIMITS = Limits(
-    wall_per_cell=3.0,
+    wall_per_cell=10.0,
     wall_per_submission=30.0,
     cpu_seconds=20,
     memory_bytes=2**29,

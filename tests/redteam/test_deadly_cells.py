@@ -44,7 +44,7 @@ DEADLY = {
         r"^(crashed: |used more than|ran longer)",
     ),
     "stack overflow in C": (
-        "x = []\nfor _ in range(10**6): x = [x]\nimport sys; sys.setrecursionlimit(10**9); repr(x)",
+        "x = []\nfor _ in range(10**5): x = [x]\nimport sys; sys.setrecursionlimit(10**9); repr(x)",
         r"^crashed: segmentation fault$",
     ),
     "the main thread ends, another goes on": (
@@ -81,7 +81,10 @@ DEADLY = {
         r"^sent something that is not a result$|^ran longer",
     ),
     # processes
-    "fork bomb": ("import os\nwhile True: os.fork()", CROWD),
+    "fork bomb": (
+        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+        CROWD,
+    ),
     "fork bomb of a shell": (
         "import os; os.system(\"bash -c 'b() { b | b & sleep 9; }; b'\")",
         CROWD,
@@ -93,7 +96,8 @@ DEADLY = {
     ),
     "thread bomb": (
         "import threading, time\nwhile True:\n"
-        "    threading.Thread(target=time.sleep, args=(100,)).start()",
+        "    try: threading.Thread(target=time.sleep, args=(100,)).start()\n"
+        "    except RuntimeError: pass",
         CROWD,
     ),
     # memory
@@ -143,7 +147,7 @@ def test_a_deadly_cell_costs_its_worker_and_says_why(sandbox, name, monkeypatch)
             worker.run(source)
         with pytest.raises(WorkerDied, match=reason):
             worker.run("1")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("name", ["os._exit", "segmentation fault", "fork bomb"])
@@ -160,7 +164,7 @@ def test_a_second_worker_goes_on_while_one_is_killed(sandbox):
     with sandbox.worker() as honest, sandbox.worker() as hostile:
         honest.run("x = 1")
         with pytest.raises(WorkerDied):
-            hostile.run("import os\nwhile True: os.fork()")
+            hostile.run("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass")
         assert honest.get("x").value == 1
 
 
