@@ -9,11 +9,11 @@ c.CourseDirectory.release_directory = "notebooks"
 # .md beside it holds the solutions.
 c.CourseDirectory.ignore = [".ipynb_checkpoints", "__pycache__", "*.pyc", "*.md", "feedback"]
 
-# nbgrader's own list, with the judge in the place of Execute.
+# The judge comes first: it reads the submitted file as data and puts the release with the student's
+# sources and the verdicts in its place, so nothing else of the submission goes any further. What
+# follows is nbgrader's own list without Execute.
+c.Autograde.sanitize_preprocessors = ["autograder.nbgrader_plugin.Judge"]
 c.Autograde.autograde_preprocessors = [
-    "autograder.nbgrader_plugin.Judge",
-    "nbgrader.preprocessors.IgnorePattern",
-    "nbconvert.preprocessors.ClearMetadataPreprocessor",
     "nbgrader.preprocessors.LimitOutput",
     "nbgrader.preprocessors.SaveAutoGrades",
     "nbgrader.preprocessors.AssignLatePenalties",

@@ -1,9 +1,9 @@
-"""The judge inside `nbgrader autograde`: a preprocessor that takes the place of `Execute`.
+"""The judge inside `nbgrader autograde`: it takes the place of sanitizing and of `Execute`.
 
-    c.Autograde.autograde_preprocessors = ["autograder.nbgrader_plugin.Judge", ...]
+    c.Autograde.sanitize_preprocessors = ["autograder.nbgrader_plugin.Judge"]
 
 Formgrader, feedback and export work unchanged. The submitted file is read again, as data: what
-nbgrader made of it on the way here does not count.
+nbgrader read of it does not count.
 """
 
 from pathlib import Path

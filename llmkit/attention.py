@@ -162,7 +162,7 @@ class GroupedQueryAttention(nn.Module):
         """Attend; causally, unless a mask says otherwise.
 
         Shapes: rope is (cos, sin) of `rope_tables`, each (T, d/2) or (B, T, d/2);
-        mask broadcastable to (B, H, T, S), True where a query may look.
+        mask broadcastable to (B, 1, T, S), True where a query may look.
         """
         query = split_heads(self.q_proj(x), self.num_heads)
         key = split_heads(self.k_proj(x), self.num_kv_heads)

@@ -4,8 +4,6 @@ Every logarithm is natural, so losses are in nats; divide by ln 2 for bits. Prob
 run along the last dimension, of size V (the vocabulary), unless a `dim` says otherwise.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -87,15 +85,12 @@ def shift_labels(input_ids: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     return torch.cat([input_ids[..., 1:], end], dim=-1)
 
 
-def perplexity_from_loss(loss: Tensor | float) -> float:
+def perplexity_from_loss(loss: Tensor) -> Tensor:
     """exp(loss in nats): how many equally likely tokens the model hesitates between.
 
-    A loss too large for a float gives infinity.
+    Jelinek, Mercer, Bahl & Baker (1977). Shapes: (...) -> (...).
     """
-    try:
-        return math.exp(float(loss))
-    except OverflowError:
-        return math.inf
+    return loss.exp()
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -180,10 +180,12 @@ def _be_worker(
     except BaseException as error:
         ready.sendall(f"{type(error).__name__}: {error}".encode()[:1000])
         os._exit(1)
+    code = 1
     try:
         serve(connection)
+        code = 0
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
 def _reap(ward: Ward, limits: dict) -> None:

@@ -19,14 +19,17 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from .codec import CodecError, decode, encode
+from .codec import decode, encode
 from .outcome import Error, Outcome, call
 
 LENGTH = struct.Struct(">Q")  # of the message that follows
 
 
 def start_shell() -> InteractiveShell:
-    """An IPython shell that keeps no history, so that no thread starts, and prints no traceback."""
+    """An IPython shell that keeps no history, so that no thread starts, and prints no traceback.
+
+    Random numbers start from the same state in every worker.
+    """
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "NoColor"
@@ -35,6 +38,9 @@ def start_shell() -> InteractiveShell:
     shell.showtraceback = lambda *args, **kwargs: None  # the error goes to the judge
     shell.enable_gui = lambda gui=None: None  # %matplotlib asks for it
     shell.showsyntaxerror = lambda *args, **kwargs: None
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     return shell
 
 
@@ -55,9 +61,6 @@ def serve(
     requests: BinaryIO, replies: BinaryIO, result_bytes: int, shell: InteractiveShell
 ) -> None:
     """Answer the judge's requests until it hangs up."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
     sys.stdin = io.StringIO()
     sys.stdout = _open_output(1)
     sys.stderr = _open_output(2)
@@ -96,9 +99,9 @@ def _answer(action: Callable, arguments: list, limit: int) -> bytes:
             continue
     try:
         return encode((outcome.value, *outcome.arguments, _plain(outcome.error)), limit)
-    except CodecError as error:
-        too_much = Error("ValueError", ("ValueError",), f"the result cannot be sent: {error}")
-        return encode((None, (), {}, _plain(too_much)))
+    except Exception as error:  # too large, or an object that fails when it is looked at
+        unsent = Error("ValueError", ("ValueError",), f"the result cannot be sent: {error}"[:500])
+        return encode((None, (), {}, _plain(unsent)))
 
 
 def _plain(error: Error | None) -> tuple | None:
