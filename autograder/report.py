@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from rich.bar import Bar
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -54,12 +55,9 @@ class Student:
 
     name: str
     anchor: str
+    earned: int = 0
     points: int = 0
     notebooks: dict[str, Graded] = field(default_factory=dict)
-
-    @property
-    def earned(self) -> int:
-        return sum(notebook.earned for notebook in self.notebooks.values())
 
     @property
     def score(self) -> float:
@@ -155,6 +153,10 @@ class Summary:
         return sum(chapter.points for chapter in self.chapters)
 
     @property
+    def mean_points(self) -> float:
+        return mean(student.earned for student in self.students)
+
+    @property
     def distribution(self) -> list[int]:
         """How many students score 0–10 %, 10–20 %, …, 90–100 %."""
         tenths = Counter(min(10 * s.earned // (s.points or 1), 9) for s in self.students)
@@ -200,6 +202,7 @@ def summarize(graded: Iterable[Graded]) -> Summary:
         chapter = chapters.setdefault(record.chapter, Chapter(record.chapter))
         notebook = _harmless(record)
         student.notebooks[record.chapter] = notebook
+        student.earned += notebook.earned
         chapter.totals.append(notebook.earned)
         for verdict in notebook.verdicts:
             new = Item(record.chapter, verdict.exercise, verdict.points)
@@ -257,7 +260,8 @@ def _harmless(record: Graded) -> Graded:
     return replace(
         record,
         verdicts=tuple(
-            replace(v, case=_short(v.case), problem=_short(v.problem)) for v in record.verdicts
+            v if v.correct else replace(v, case=_short(v.case), problem=_short(v.problem))
+            for v in record.verdicts
         ),
         problems=tuple(_short(problem) for problem in record.problems),
     )
@@ -281,24 +285,38 @@ def _oddities(notebook: Graded) -> list[str]:
     return [*notebook.problems, *(f"{v.exercise}: {v.problem}" for v in stopped)]
 
 
+def _table(title: str, found: Sequence = ()) -> Table:
+    """A table with a title, and a last line that says how many of `found` it leaves out."""
+    left_out = f"and {len(found) - SHOWN} more in the HTML report" if len(found) > SHOWN else None
+    return Table(
+        title=title,
+        caption=left_out,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+    )
+
+
 def _gradebook(summary: Summary) -> Table:
-    table = Table(title="Gradebook", title_justify="left", show_footer=True)
-    table.add_column("student", footer=Text("mean\nout of"))
-    wide = len(summary.chapters) <= 4
+    table = _table("Gradebook")
+    table.show_footer = True
+    table.add_column("student", Text("mean\nout of"))
+    # Many chapters share the line, so each gets its number only. Names give way, numbers do not.
+    few = len(summary.chapters) <= 4
+    decimals = 1 if few else 0
     for chapter in summary.chapters:
-        table.add_column(
-            Text(chapter.slug if wide else chapter.slug.partition("-")[0]),
-            footer=Text(f"{chapter.mean:.1f}\n{chapter.points}"),
-            justify="right",
-        )
-    total = mean(student.earned for student in summary.students)
-    table.add_column("total", footer=Text(f"{total:.1f}\n{summary.points}"), justify="right")
-    table.add_column("", footer=Text(f"{summary.mean:.0%}"), justify="right")
+        title = chapter.slug if few else chapter.slug.partition("-")[0]
+        footer = f"{chapter.mean:.{decimals}f}\n{chapter.points}"
+        table.add_column(Text(title), Text(footer), justify="right", no_wrap=True)
+    footer = f"{summary.mean_points:.{decimals}f}\n{summary.points}"
+    table.add_column("total", Text(footer), justify="right", no_wrap=True)
+    table.add_column("score", Text(f"{summary.mean:.0%}"), justify="right", no_wrap=True)
     for student in summary.students:
         notebooks = (student.notebooks.get(chapter.slug) for chapter in summary.chapters)
         table.add_row(
-            Text(student.name),
-            *(Text(str(notebook.earned) if notebook else "") for notebook in notebooks),
+            Text(student.name, no_wrap=True, overflow="ellipsis"),
+            *(Text(str(notebook.earned) if notebook else "–") for notebook in notebooks),
             Text(str(student.earned)),
             Text(f"{student.score:.0%}"),
         )
@@ -306,7 +324,7 @@ def _gradebook(summary: Summary) -> Table:
 
 
 def _exercises(summary: Summary) -> Table:
-    table = Table(title="Exercises", title_justify="left")
+    table = _table("Exercises")
     table.add_column("chapter")
     table.add_column("exercise", overflow="fold")
     table.add_column("solved", justify="right")
@@ -327,9 +345,7 @@ def _exercises(summary: Summary) -> Table:
 
 def _misunderstandings(summary: Summary) -> Table:
     found = summary.misunderstandings
-    more = f"and {len(found) - SHOWN} more in the HTML report" if len(found) > SHOWN else None
-    title = "Commonest misconceptions"
-    table = Table(title=title, title_justify="left", caption=more, caption_justify="left")
+    table = _table("Commonest misconceptions", found)
     table.add_column("students", justify="right")
     table.add_column("exercise", overflow="fold")
     table.add_column("misconception", overflow="fold")
@@ -340,8 +356,7 @@ def _misunderstandings(summary: Summary) -> Table:
 
 def _needs_a_look(summary: Summary) -> Table:
     found = summary.needs_a_look
-    more = f"and {len(found) - SHOWN} more in the HTML report" if len(found) > SHOWN else None
-    table = Table(title="Worth a look", title_justify="left", caption=more, caption_justify="left")
+    table = _table("Worth a look", found)
     table.add_column("student", overflow="fold")
     table.add_column("chapter")
     table.add_column("what happened", overflow="fold")

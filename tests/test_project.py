@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import yaml
 from nbgrader.converters import Autograde
-from nbgrader.preprocessors import Execute
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -198,12 +197,14 @@ def test_a_module_imports_only_from_earlier_chapters():
 # nbgrader, the command line, CI
 
 
-def test_nbgrader_judges_where_it_would_execute():
+def test_nbgrader_judges_where_it_would_sanitize_and_execute():
     config = PyFileConfigLoader("nbgrader_config.py", path=str(ROOT)).load_config()
-    stock = Autograde().autograde_preprocessors
-    judge, *others = config.Autograde.autograde_preprocessors
-    assert judge == "autograder.nbgrader_plugin.Judge" and stock[0] is Execute
-    assert [name.split(".")[-1] for name in others] == [step.__name__ for step in stock[1:]]
+    (judge,) = config.Autograde.sanitize_preprocessors
+    assert judge == "autograder.nbgrader_plugin.Judge"
+    others = config.Autograde.autograde_preprocessors
+    stock = [step.__name__ for step in Autograde().autograde_preprocessors]
+    kept = [name.split(".")[-1] for name in others]
+    assert "Execute" not in kept and kept == [name for name in stock if name in kept]
     for name in (judge, *others):
         module, _, step = name.rpartition(".")
         assert hasattr(__import__(module, fromlist=[step]), step)

@@ -38,7 +38,6 @@ def start_shell() -> InteractiveShell:
     shell.showtraceback = lambda *args, **kwargs: None  # the error goes to the judge
     shell.enable_gui = lambda gui=None: None  # %matplotlib asks for it
     shell.showsyntaxerror = lambda *args, **kwargs: None
-    random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     return shell
@@ -61,6 +60,7 @@ def serve(
     requests: BinaryIO, replies: BinaryIO, result_bytes: int, shell: InteractiveShell
 ) -> None:
     """Answer the judge's requests until it hangs up."""
+    random.seed(0)  # a fork has seeded it anew
     sys.stdin = io.StringIO()
     sys.stdout = _open_output(1)
     sys.stderr = _open_output(2)
