@@ -13,6 +13,10 @@ from autograder.submission import Submission
 from autograder.verdict import Verdict, judge, lost
 
 
+# What a notebook imports from us: in grading the judge asks, so the calls answer nothing.
+STUB = {"autograder/__init__.py": "def check(*_): ...\n\n\ncheck_answer = check\n"}
+
+
 def judge_submission(
     sandbox: Sandbox, chapter: str, submission: Submission, seed: str, hidden: bool = True
 ) -> list[Verdict]:
@@ -34,7 +38,7 @@ def judge_submission(
         errors: dict[str, Error] = {}  # what the exercises' own cells raised
         place = 0
         try:
-            with sandbox.worker(allowed_modules(chapter)) as worker:
+            with sandbox.worker(allowed_modules(chapter) | STUB) as worker:
                 for place, step in enumerate(submission.steps):
                     if place in deadly or (step.kind == "check" and step.exercise in verdicts):
                         continue
