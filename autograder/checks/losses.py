@@ -1481,6 +1481,7 @@ UNTRAINED_LOSS = Question(
 
 LOGITS_BYTES = Question(
     "logits_bytes",
+    points=2,
     answer=8.0 * 2_048 * 49_152 * 4,
     tolerance=(0.0, 0.5),
     misconceptions=[

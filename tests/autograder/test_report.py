@@ -1,4 +1,4 @@
-"""The report's numbers against hand-computed ones; hostile text stays text; the page needs nothing."""
+"""The report: numbers computed by hand, text that stays text, a page that needs nothing else."""
 
 import re
 from io import StringIO
@@ -77,7 +77,7 @@ def rows(table):
 # --- numbers ---------------------------------------------------------------------------------
 
 
-def test_the_classs_numbers_are_those_computed_by_hand():
+def test_the_numbers_of_a_class_are_those_computed_by_hand():
     summary = summarize(CLASS)
     assert [(s.name, s.earned, s.points) for s in summary.students] == [
         ("ada", 10, 10),
@@ -137,14 +137,15 @@ def test_the_order_of_the_records_does_not_matter(tmp_path):
 
 
 def test_the_terminal_shows_gradebook_exercises_and_misconceptions():
-    lines = [line.split() for line in printed(CLASS).splitlines()]
+    shown = printed(CLASS)
+    lines = [line.split() for line in shown.splitlines()]
     assert ["bob", "2", "0", "2", "20%"] in lines
     assert ["cyd", "0", "–", "0", "0%"] in lines
     assert ["mean", "2.0", "2.7", "4.0", "40%"] in lines
     assert ["out", "of", "6", "4", "10"] in lines
     assert ["02-losses", "one_hot", "2/4", "█████", "1.0/2"] in lines
     assert ["2", "shift_labels", *SHIFTED[0].split()] in lines
-    assert lines[-1] == "4 students · 7 notebooks · mean 40% · median 30%".split()
+    assert shown.endswith("4 students · 7 notebooks · mean 40% · median 30%\n")
 
 
 def test_thirteen_chapters_fit_eighty_columns_with_every_number_whole():
@@ -247,7 +248,7 @@ def test_text_of_a_submission_arrives_as_text(hostile, page):
     soup = page(graded)
     harmless = one_line(hostile)
     assert soup.select_one("table.grid a").get_text() == harmless
-    assert not soup.find_all(["script", "img", "b-"])
+    assert not soup.find_all(["script", "img"])
     assert not [tag for tag in soup.find_all() if any(a.startswith("on") for a in tag.attrs)]
     assert all(link["href"].startswith("#") for link in soup.find_all(href=True))
 
@@ -315,4 +316,4 @@ def test_a_large_course_stays_small_enough_to_open(tmp_path):
         for chapter in range(1, 14)
     ]
     size = write_report(graded, tmp_path / "report.html").stat().st_size
-    assert size < 160 * len(graded) * len(verdicts)  # bytes: 21 MB for 1,000 students
+    assert size < 200 * len(graded) * len(verdicts)  # 26 MB where 1,000 do as badly as these
