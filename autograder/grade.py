@@ -20,6 +20,7 @@ from pathlib import Path
 import nbformat
 import torch
 from nbformat import NotebookNode
+from nbgrader.api import Gradebook
 
 from autograder.build import instructor_notebook, release
 from autograder.course import Chapter, chapters, checks_of, find_chapter
@@ -39,7 +40,7 @@ class Job:
 
     found: Found
     chapter: Chapter
-    release: NotebookNode
+    release: str  # the blank notebook's text: cheaper to send than its nodes, and parsed once
     limits: Limits
     secret: bytes  # of the course: the seeds of the hidden cases are drawn from it
     basis: str  # digest of all that the grade depends on, but for the submission
@@ -69,32 +70,35 @@ def grade_class(
     """
     course = course.resolve()
     db_url = db_url or f"sqlite:///{course / 'gradebook.db'}"
+    limits = limits or Limits()
+    jobs = jobs or os.cpu_count() or 1
     graded = []
-    with open_gradebook(db_url) as gradebook, executor or _processes(jobs) as pool:
-        todo: list[Job] = []
-        for each in [find_chapter(chapter)] if chapter else chapters(course):
-            register_chapter(gradebook, db_url, each.slug, blank_notebook(course, each))
-            in_gradebook = graded_students(gradebook, each.slug)
-            job = job_of(course, each, limits or Limits())
-            for found in find_submissions(course, each.slug):
-                path = record_path(course, found.student, each.slug)
-                saved = found.student in in_gradebook and path.is_file()
-                todo.append(job(found, Graded.load(path) if saved else None))
-        futures = [pool.submit(grade_notebook, job) for job in todo]
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                result, notebook = future.result()
-                if notebook:
-                    path = course / "autograded" / result.student / result.chapter
-                    text = nbformat.writes(notebook, version=4)
-                    write_atomically(path / f"{result.chapter}.ipynb", text)
-                    record(gradebook, result.student, result.chapter, notebook)
-                    result.save(record_path(course, result.student, result.chapter))
-                graded.append(result)
-                progress(result, done, len(futures))
-        except BaseException:  # Ctrl-C, say: what is finished is safe, the rest is dropped
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with executor or _processes(jobs) as pool:
+        # Sandboxes take seconds to start: they do while the gradebook is opened.
+        warming = [pool.submit(_warm, limits) for _ in range(jobs)]
+        with open_gradebook(db_url) as gradebook:
+            todo: list[Job] = []
+            for each in [find_chapter(chapter)] if chapter else chapters(course):
+                register_chapter(gradebook, db_url, each.slug, blank_notebook(course, each))
+                in_gradebook = graded_students(gradebook, each.slug)
+                job = job_of(course, each, limits)
+                for found in find_submissions(course, each.slug):
+                    path = record_path(course, found.student, each.slug)
+                    saved = found.student in in_gradebook and path.is_file()
+                    todo.append(job(found, Graded.load(path) if saved else None))
+            try:
+                for warmed in warming:
+                    warmed.result()
+                futures = [pool.submit(grade_notebook, job) for job in todo]
+                for done, future in enumerate(as_completed(futures), start=1):
+                    result, notebook = future.result()
+                    if notebook:
+                        _bring_home(course, gradebook, result, notebook)
+                    graded.append(result)
+                    progress(result, done, len(futures))
+            except BaseException:  # Ctrl-C, say: what is finished is safe, the rest is dropped
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return sorted(graded, key=lambda one: (one.chapter, one.student))
 
 
@@ -109,17 +113,26 @@ def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
     if found.problem:
         verdicts = tuple(lost(e, found.problem) for e in checks_of(chapter.slug).values())
         return Graded(found.student, chapter.slug, verdicts, (found.problem,)), None
-    submission = read_submission(found.path, job.release)
+    blank = _parsed(job.release)
+    submission = read_submission(found.path, blank)
     basis = f"{job.basis}\0{found.student}\0{chapter.slug}\0{submission.digest}"
     seed = hmac.new(job.secret, basis.encode(), hashlib.sha256).hexdigest()
     key = hashlib.sha256(seed.encode()).hexdigest()
     if job.known and job.known.key == key:
         return job.known, None
     verdicts = judge_submission(_sandbox(job.limits), chapter.slug, submission, seed)
-    notebook = with_verdicts(merged(job.release, submission), verdicts)
+    notebook = with_verdicts(merged(blank, submission), verdicts)
     seconds = time.perf_counter() - start
     problems = tuple(submission.problems)
     return Graded(found.student, chapter.slug, tuple(verdicts), problems, key, seconds), notebook
+
+
+def _bring_home(course: Path, gradebook: Gradebook, result: Graded, notebook: NotebookNode) -> None:
+    """Write the judged notebook, then its grade, then its record, which vouches for the others."""
+    folder = course / "autograded" / result.student / result.chapter
+    write_atomically(folder / f"{result.chapter}.ipynb", nbformat.writes(notebook, version=4))
+    record(gradebook, result.student, result.chapter, notebook)
+    result.save(record_path(course, result.student, result.chapter))
 
 
 def check_notebook(path: Path, chapter: str = "", trusted: bool = False) -> Graded:
@@ -143,7 +156,7 @@ def check_notebook(path: Path, chapter: str = "", trusted: bool = False) -> Grad
 @cache
 def job_of(course: Path, chapter: Chapter, limits: Limits) -> Callable[..., Job]:
     """What all jobs of a chapter share, read once: call the result with who and what is known."""
-    blank = blank_notebook(course, chapter)
+    blank = nbformat.writes(blank_notebook(course, chapter), version=4)
     secret, basis = _secret(course), _basis(chapter, blank, limits)
     return lambda found, known=None: Job(found, chapter, blank, limits, secret, basis, known)
 
@@ -156,11 +169,21 @@ def blank_notebook(course: Path, chapter: Chapter) -> NotebookNode:
     return release(instructor_notebook(text, checks_of(chapter.slug), source.name))
 
 
-def _processes(jobs: int | None) -> Executor:
+def _processes(jobs: int) -> Executor:
     """A pool of processes which are forked off one that has everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["autograder.grade"])
-    return ProcessPoolExecutor(jobs or os.cpu_count(), context)
+    return ProcessPoolExecutor(jobs, context)
+
+
+def _warm(limits: Limits) -> None:
+    """Start this process's sandbox. Raises SandboxUnavailable."""
+    _sandbox(limits)
+
+
+@cache
+def _parsed(text: str) -> NotebookNode:
+    return nbformat.reads(text, as_version=4)
 
 
 @cache
@@ -179,10 +202,10 @@ def _secret(course: Path) -> bytes:
     return bytes.fromhex(path.read_text())
 
 
-def _basis(chapter: Chapter, blank: NotebookNode, limits: Limits) -> str:
+def _basis(chapter: Chapter, blank: str, limits: Limits) -> str:
     """Digest of what a grade depends on, but for the submission: checks, release, versions."""
     code = [path for path in resources.files("autograder").rglob("*.py")]
     code += [resources.files("llmkit") / f"{module}.py" for module in chapter.modules]
     texts = [path.read_text(encoding="utf-8") for path in sorted(code) if path.is_file()]
-    texts += [nbformat.writes(blank, version=4), torch.__version__, repr(limits)]
+    texts += [blank, torch.__version__, repr(limits)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()

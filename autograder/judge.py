@@ -12,7 +12,6 @@ from autograder.sandbox import Sandbox, Worker, WorkerDied
 from autograder.submission import Submission
 from autograder.verdict import Verdict, judge, lost
 
-
 # What a notebook imports from us: in grading the judge asks, so the calls answer nothing.
 STUB = {"autograder/__init__.py": "def check(*_): ...\n\n\ncheck_answer = check\n"}
 

@@ -1,4 +1,4 @@
-"""How long a student waits for `check(...)`: each exercise, right and wrong, and what a no-op takes.
+"""How long a student waits for `check(...)`: each exercise, solved and not, against the limit.
 
 The bound is 0.5 s for an answer. A wrong solution takes longest: every misconception is tried.
 """

@@ -77,19 +77,21 @@ def surprise_curve(marked: dict[str, float]) -> Figure:
     return figure
 
 
-def distribution_bars(names: list[str], rows: dict[str, Tensor], ylabel: str) -> Figure:
+def distribution_bars(names: list[str], rows: dict[str, Tensor], title: str = "") -> Figure:
     """A row of bars for each named distribution (or gradient) over the same outcomes.
+
+    Each has the scale −1 … 1, so that rows, and figures, can be compared by eye.
 
     Shapes: each row (V,).
     """
     figure, axes = card(6.5, 2.6, len(rows))
-    for ax, (title, values), colour in zip(axes, rows.items(), (BLUE, ORANGE, GREEN), strict=False):
+    for ax, (name, values), colour in zip(axes, rows.items(), (BLUE, ORANGE, GREEN), strict=False):
         bars = ax.bar(names, values, color=colour)
-        ax.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
+        ax.bar_label(bars, [f"{value:.3g}" for value in values.tolist()], fontsize=8, padding=2)
         ax.axhline(0, color=BLACK, linewidth=0.8)
-        ax.set_title(title, fontsize=10)
-        ax.margins(y=0.18)
-    axes[0].set_ylabel(ylabel)
+        ax.set_title(name, fontsize=10)
+        ax.set(ylim=(-1.25, 1.25), yticks=(-1, 0, 1))
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -113,18 +115,18 @@ def coloured_tokens(tokens: list[str], losses: Tensor, top: float = 12.0) -> str
 
     The first token is predicted from nothing, so it has no loss: losses (T−1,) for T tokens.
     """
-    spans = [f"<span>{html.escape(tokens[0])}</span>"]
-    for token, loss in zip(tokens[1:], losses.tolist(), strict=True):
-        strength = min(loss / top, 1.0)
+    cell = "display: inline-block; white-space: pre; text-align: center; line-height: 1.3"
+    cells = []
+    for token, loss in zip(tokens, [None, *losses.tolist()], strict=True):
+        strength = min((loss or 0.0) / top, 1.0)
         red, green, blue = (round(255 + strength * (c - 255)) for c in (230, 120, 40))
-        spans.append(
-            f'<span title="{loss:.2f} nats" style="background: rgb({red},{green},{blue})">'
-            f"{html.escape(token)}<sub>{loss:.1f}</sub></span>"
+        number = "" if loss is None else f"{loss:.1f}"
+        cells.append(
+            f'<span style="{cell}; margin: 2px; padding: 1px 3px; border: 1px solid #ddd; '
+            f'background: rgb({red},{green},{blue})">{html.escape(token)}<br>'
+            f'<small style="font-size: 75%">{number}&nbsp;</small></span>'
         )
-    return (
-        '<div style="background: white; color: black; padding: 0.8em; line-height: 2.2; '
-        f'white-space: pre-wrap">{"".join(spans)}</div>'
-    )
+    return f'<div style="background: white; color: black; padding: 0.8em">{"".join(cells)}</div>'
 
 
 # 04-positions
@@ -215,7 +217,7 @@ def llama3_bands(
     low_freq_factor: float,
     high_freq_factor: float,
 ) -> Figure:
-    """Wavelength of each pair before and after scaling; the three bands in three colours.
+    """Wavelength of each pair after scaling (and before, in grey); the bands in three colours.
 
     Shapes: before and after (d/2,), angular frequencies in radians per position.
     """
@@ -223,11 +225,12 @@ def llama3_bands(
     turns = original_context * before / (2 * math.pi)
     wavelengths, stretched = 2 * math.pi / before, 2 * math.pi / after
     pair = torch.arange(len(before))
-    ax.plot(pair, wavelengths, "o", color="0.6", mfc="none", label="before")
+    if not torch.equal(before, after):
+        ax.plot(pair, wavelengths, "o", color="0.6", mfc="none", label="before")
     bands = {
-        "kept": (turns >= high_freq_factor, BLUE, "s"),
+        "fast": (turns >= high_freq_factor, BLUE, "s"),
         "in between": ((turns < high_freq_factor) & (turns > low_freq_factor), ORANGE, "D"),
-        "slowed down": (turns <= low_freq_factor, VERMILION, "^"),
+        "slow": (turns <= low_freq_factor, VERMILION, "^"),
     }
     for name, (members, colour, marker) in bands.items():
         label = f"{name}: {int(members.sum())} pairs"

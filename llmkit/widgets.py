@@ -1,18 +1,24 @@
 """Figures with a slider, for a live notebook; where nothing is live they are a still figure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ipywidgets
 import torch
-from IPython.display import display
+from IPython.display import HTML, display
 from torch import Tensor
 
 from llmkit import plots
 
 
-def show(box: ipywidgets.Widget, still: str) -> None:
-    """Display the widget where it can live, and the HTML of `still` where it cannot."""
-    display(box._repr_mimebundle_() | {"text/html": still}, raw=True)
+def follow(controls: Sequence[ipywidgets.ValueWidget], picture: Callable[[], str]) -> None:
+    """Display the controls and, below, the HTML of `picture`, drawn anew whenever one is moved.
+
+    The picture is an ordinary output, so where no kernel lives it stays, as a still.
+    """
+    display(ipywidgets.VBox(controls))
+    page = display(HTML(picture()), display_id=True)
+    for control in controls:
+        control.observe(lambda _: page.update(HTML(picture())), "value")
 
 
 # 02-losses
@@ -21,29 +27,24 @@ def show(box: ipywidgets.Widget, still: str) -> None:
 def loss_knobs(
     names: list[str], target: int, measure: Callable[[Tensor], tuple[Tensor, Tensor, float]]
 ) -> None:
-    """A slider for each logit; below, the probabilities, the gradient and the loss they give.
+    """A slider for each logit; below, the probabilities, the target, the gradient and the loss.
 
     `measure` turns logits (V,) into probabilities (V,), gradient (V,) and the loss of `target`.
     """
 
-    def picture(logits: list[float]) -> str:
-        probabilities, gradient, loss = measure(torch.tensor(logits))
-        rows = {f"probabilities, loss {loss:.4f} nats": probabilities, "gradient": gradient}
-        alt = f"Bars of probabilities and gradient; the target is {names[target]}."
-        return plots.image(plots.distribution_bars(names, rows, ""), alt)
+    def picture() -> str:
+        probabilities, gradient, loss = measure(torch.tensor([s.value for s in sliders]))
+        came = torch.eye(len(names))[target]
+        rows = {"what it says": probabilities, "what came": came, "gradient": gradient}
+        title = f"loss of {names[target]}: {loss:.4f} nats"
+        said = ", ".join(f"{n} {p:.3f}" for n, p in zip(names, probabilities.tolist(), strict=True))
+        return plots.image(plots.distribution_bars(names, rows, title), f"{said}; {title}")
 
     sliders = [
         ipywidgets.FloatSlider(start, min=-6, max=6, step=0.1, description=name)
         for name, start in zip(names, (-1.0, 1.0, 0.0), strict=True)
     ]
-    page = ipywidgets.HTML(picture([slider.value for slider in sliders]))
-
-    def turned(change: object) -> None:
-        page.value = picture([slider.value for slider in sliders])
-
-    for slider in sliders:
-        slider.observe(turned, "value")
-    show(ipywidgets.VBox([*sliders, page]), still=page.value)
+    follow(sliders, picture)
 
 
 # 04-positions
@@ -57,11 +58,10 @@ def turning_dials(
     Shapes: vector (d,); turn: position -> (d,).
     """
 
-    def picture(position: int) -> str:
+    def picture() -> str:
+        position = slider.value
         alt = f"Dials of {len(vector) // 2} pairs of features, turned to position {position}."
         return plots.image(plots.dials(vector, turn(position), position), alt)
 
     slider = ipywidgets.IntSlider(start, 0, last, description="position")
-    page = ipywidgets.HTML(picture(start))
-    slider.observe(lambda change: setattr(page, "value", picture(change["new"])), "value")
-    show(ipywidgets.VBox([slider, page]), still=page.value)
+    follow([slider], picture)

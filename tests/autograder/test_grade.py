@@ -198,9 +198,7 @@ def test_nbgrader_gives_the_same_scores_and_its_feedback_shows_the_message(
     assert scores(target / "gradebook.db") == scores(course / "gradebook.db")
     for student in (s for s in students if s.kind == "misconception"):
         (exercise,) = student.diagnosis
-        verdict = next(
-            v for v in graded[student.student].verdicts if v.exercise == exercise
-        )
+        verdict = next(v for v in graded[student.student].verdicts if v.exercise == exercise)
         pages = (target / "feedback" / student.student).rglob("*.html")
         text = "".join(page.read_text() for page in pages)
         assert nbformat.v4.new_markdown_cell(verdict.hint).source[:20] in text
