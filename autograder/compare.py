@@ -135,18 +135,17 @@ def _compare_tensors(
         return None
     count = int((~close).sum())
     within = f" by more than rtol {rtol:g}, atol {atol:g}" if atol or rtol else ""
-    summary = f"{at}{count} of {close.numel()} elements differ{within}"
+    whose = f"{count} of {close.numel()} elements differ" if close.ndim else "the value differs"
+    summary = f"{at}{whose}{within}"
     if actual.is_floating_point():
         for name, test in (("NaN", torch.isnan), ("infinite", torch.isinf)):
             has, wanted = int(test(actual).sum()), int(test(expected).sum())
             if has != wanted:
                 summary += f"; {has} are {name} (expected {wanted})"
     first = tuple((~close).nonzero()[0].tolist())
-    return Difference(
-        summary,
-        f"first at {list(first)}: expected {expected[first].item():.6g}, "
-        f"got {actual[first].item():.6g}",
-    )
+    place = f"first at {list(first)}: " if first else ""
+    values = f"expected {expected[first].item():.6g}, got {actual[first].item():.6g}"
+    return Difference(summary, place + values)
 
 
 def _compare_dicts(

@@ -110,6 +110,22 @@ def loss_parts(names: list[str], entropy: Tensor, divergence: Tensor) -> Figure:
     return figure
 
 
+def loss_curves(curves: dict[str, list[float]], levels: dict[str, float]) -> Figure:
+    """Losses against the training step, and levels to compare them with as dashed lines."""
+    figure, (ax,) = card()
+    for (name, losses), colour in zip(curves.items(), (BLUE, VERMILION), strict=False):
+        ax.plot(losses, color=colour, linewidth=2)
+        place = len(losses) // 3
+        ax.annotate(name, (place, losses[place] + 0.1), color=colour)
+    last = max(map(len, curves.values())) - 1
+    for name, level in levels.items():
+        ax.axhline(level, color="0.4", linewidth=1, linestyle="--")
+        ax.annotate(f"{name} = {level:.3f}", (last, level - 0.07), ha="right", va="top")
+    ax.set(xlabel="training step", ylabel="loss (nats)")
+    ax.set_ylim(0, 1.05 * max(max(losses) for losses in curves.values()))
+    return figure
+
+
 def coloured_tokens(tokens: list[str], losses: Tensor, top: float = 12.0) -> str:
     """HTML of a text in which each token has its loss for a background: pale is expected.
 

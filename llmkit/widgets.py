@@ -15,7 +15,8 @@ def follow(controls: Sequence[ipywidgets.ValueWidget], picture: Callable[[], str
 
     The picture is an ordinary output, so where no kernel lives it stays, as a still.
     """
-    display(ipywidgets.VBox(controls))
+    live = ipywidgets.VBox(controls)._repr_mimebundle_()
+    display(live | {"text/plain": "Run this cell to move its sliders."}, raw=True)
     page = display(HTML(picture()), display_id=True)
     for control in controls:
         control.observe(lambda _: page.update(HTML(picture())), "value")

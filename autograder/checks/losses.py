@@ -39,6 +39,7 @@ def one_hot_cases(rng: Generator) -> list[Case]:
     return [
         Case(torch.tensor([2, 0]), 3).titled("Cherry, then Apple"),
         Case(whole(rng, 7, 5), 7).titled("five targets"),
+        Case(whole(rng, 5, 1)[0], 8).titled("a single target, of shape ()"),
         Case(whole(rng, 4, 2, 3), 9).titled("two texts, and words that never come"),
         Case(whole(rng, 5, 4, 3).T, 6).titled("transposed in memory"),
     ]
