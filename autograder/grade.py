@@ -130,7 +130,8 @@ def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
 def _bring_home(course: Path, gradebook: Gradebook, result: Graded, notebook: NotebookNode) -> None:
     """Write the judged notebook, then its grade, then its record, which vouches for the others."""
     folder = course / "autograded" / result.student / result.chapter
-    write_atomically(folder / f"{result.chapter}.ipynb", nbformat.writes(notebook, version=4))
+    # the format's own writer: nbformat.writes would validate what we have just built
+    write_atomically(folder / f"{result.chapter}.ipynb", nbformat.v4.writes(notebook))
     record(gradebook, result.student, result.chapter, notebook)
     result.save(record_path(course, result.student, result.chapter))
 

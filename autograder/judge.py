@@ -64,7 +64,7 @@ def judge_submission(
 
 def _outcomes(worker: Worker, exercise: Exercise, variable: str, seed: str) -> list[Outcome]:
     if isinstance(exercise, Check):
-        return [worker.call(variable, case.args, case.kwargs) for case in exercise.draw(seed)]
+        return worker.calls(variable, [(c.args, c.kwargs) for c in exercise.draw(seed)])
     return [worker.get(variable)]
 
 

@@ -37,7 +37,7 @@ def run(course: Path, console: Console) -> int:
     console.print(f"\nA class of {len(students)} submissions is in {target}.", highlight=False)
 
     start = time.perf_counter()
-    limits = Limits(wall_per_cell=4)  # the honest cells take milliseconds
+    limits = Limits(wall_per_cell=3)  # the honest cells take milliseconds
     with grading_progress(console) as progress:
         graded = grade_class(target, limits=limits, progress=progress)
     seconds = time.perf_counter() - start

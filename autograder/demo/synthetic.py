@@ -5,12 +5,12 @@ the course.
 """
 
 import copy
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 from nbformat import NotebookNode
 
 from autograder.build import build, instructor_notebook, release
@@ -76,7 +76,7 @@ def write_class(course: Path, target: Path, students: Iterable[Synthetic]) -> No
     for one in students:
         path = target / "submitted" / one.student / one.chapter / f"{one.chapter}.ipynb"
         path.parent.mkdir(parents=True)
-        nbformat.write(one.notebook, path)
+        path.write_text(json.dumps(one.notebook), encoding="utf-8")
 
 
 class _Room:

@@ -71,6 +71,9 @@ def serve(
         "files": _write_files,
         "run": lambda source, run=shell.run_cell: _run(run, source),
         "call": lambda name, args, kwargs: call(_lookup(shell, name), args, kwargs),
+        "calls": lambda name, cases: Outcome(
+            [_answer(actions["call"], [name, *case], result_bytes) for case in cases]
+        ),
         "get": lambda name: Outcome(_lookup(shell, name)),
     }
     while head := requests.read(LENGTH.size):

@@ -324,10 +324,10 @@ def test_a_result_too_large_is_an_error_in_words(sandbox, value):
 @pytest.mark.parametrize(
     "source",
     [
-        "socket.create_connection(('1.1.1.1', 53), 1)",
+        "socket.create_connection(('192.0.2.1', 53), 1)",
         "socket.create_connection(('127.0.0.1', {port}), 1)",
         "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {port}))",
-        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('8.8.8.8', 53))",
+        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 53))",
         "socket.getaddrinfo('example.org', 80)",
         "socket.create_connection(('::1', {port}), 1)",
         "socket.socket(socket.AF_UNIX).connect({abstract!r})",
