@@ -21,7 +21,8 @@ def as_text(verdict: Verdict) -> str:
     name = verdict.exercise
     if verdict.correct:
         counted = f" — {verdict.passed} of {verdict.cases} cases pass" if verdict.cases > 1 else ""
-        return f"✓ {name}{counted} ({verdict.points} points)"
+        points = f"{verdict.points} point{'' if verdict.points == 1 else 's'}"
+        return f"✓ {name}{counted} ({points})"
     lines = [f"✗ {name} {verdict.problem}" if not verdict.case else f"✗ {name}"]
     if verdict.case:
         lines.append(f"  {verdict.passed} of {verdict.cases} cases pass; the first that fails:")

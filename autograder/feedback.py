@@ -31,8 +31,7 @@ def _outputs(verdict: Verdict) -> list[NotebookNode]:
     card = {"text/plain": as_text(verdict), "text/html": as_html(verdict)}
     outputs = [{"output_type": "display_data", "data": card, "metadata": {}}]
     if not verdict.correct:
-        reason = verdict.misconception or verdict.problem
-        message = f"CheckFailed: {verdict.exercise}: {reason}"
-        error = {"ename": "CheckFailed", "evalue": reason, "traceback": [message]}
+        message = f"CheckFailed: {verdict.headline}"
+        error = {"ename": "CheckFailed", "evalue": verdict.headline, "traceback": [message]}
         outputs.append({"output_type": "error"} | error)
     return [from_dict(output) for output in outputs]

@@ -68,5 +68,4 @@ def _exercise(name: str, kind: type) -> Exercise:
 def _answer(verdict: Verdict) -> None:
     show(verdict)
     if not verdict.correct:
-        name = verdict.misconception or verdict.problem
-        raise CheckFailed(f"{verdict.exercise}: {name}") from None
+        raise CheckFailed(verdict.headline) from None

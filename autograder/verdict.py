@@ -34,6 +34,13 @@ class Verdict:
     def correct(self) -> bool:
         return self.status == "correct"
 
+    @property
+    def headline(self) -> str:
+        """What is wrong, in a line: "one_hot is not written yet", "one_hot: …" for a diagnosis."""
+        if self.misconception or self.case:
+            return f"{self.exercise}: {self.misconception or self.problem}"
+        return f"{self.exercise} {self.problem}"
+
 
 def lost(exercise: Exercise, problem: str, status: str = "wrong", detail: str = "") -> Verdict:
     """The verdict of an exercise that could not be judged case by case."""

@@ -1,6 +1,9 @@
 """Every chapter that is there keeps the course's promises."""
 
+import doctest
+import io
 import re
+from contextlib import redirect_stdout
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import pairwise
@@ -20,6 +23,7 @@ HEADING = re.compile(r"^### Exercise (\d+) · `(\w+)`$", re.MULTILINE)
 FACTS = re.compile(
     r"Difficulty ([●○]{5}) · Importance ([●○]{5}) · (\d+) minutes? · (\d+) points?\s*$"
 )
+QUESTION = re.compile(r"^### Question \d+ · `(\w+)`\n+(\d+) points?$", re.MULTILINE)
 REGION = re.compile(rf"{BEGIN}\n(.*?)\s*{END}", re.DOTALL)
 FOLD = re.compile(r"<details.*?</details>", re.DOTALL)
 TELLING = 25  # characters besides blanks: a line this long is not in two places by chance
@@ -116,6 +120,33 @@ def test_headings_carry_number_difficulty_importance_minutes_and_points(chapter)
         assert 1 <= int(minutes) <= 90
         assert int(points) == checks[name].points, name
         assert FOLD.search(text) or name not in functions, f"{name}: no hint to fold open"
+
+
+@each_chapter
+def test_questions_state_the_points_of_their_checks(chapter):
+    text = "\n".join(cell.source for cell in solved(chapter).cells)
+    stated = {name: int(points) for name, points in QUESTION.findall(text)}
+    checks = checks_of(chapter.slug)
+    assert stated == {n: c.points for n, c in checks.items() if isinstance(c, Question)}
+
+
+@each_chapter
+def test_the_examples_in_docstrings_are_what_the_solutions_give(chapter):
+    scope: dict = {}
+    examples = 0
+    for cell in solved(chapter).cells:
+        kind = cell.metadata.get("nbgrader", {})
+        if cell.cell_type != "code" or kind.get("grade") or "demo" in cell.metadata.get("tags", ()):
+            continue
+        with redirect_stdout(io.StringIO()):
+            exec(cell.source, scope)
+        function = scope.get(kind.get("grade_id", "").removesuffix(SOLUTION))
+        if callable(function):
+            for test in doctest.DocTestFinder().find(function, function.__name__, globs=scope):
+                examples += len(test.examples)
+                runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+                assert runner.run(test).failed == 0, f"{function.__name__}: see above"
+    assert examples >= 6
 
 
 @each_chapter
