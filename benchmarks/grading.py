@@ -6,6 +6,7 @@ both, and what remains is the grader's. The floor beside it is what a process th
 takes, since every kernel of stock nbgrader has to.
 """
 
+import io
 import os
 import resource
 import sqlite3
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +75,8 @@ def own_compute(students: list[Synthetic]) -> float:
     """CPU-seconds that the submissions' own cells and functions take, without any grader."""
     start = time.process_time()
     for student in tqdm(students, "the students' own compute", leave=False):
-        run_plainly(student.notebook, student.chapter)
+        with redirect_stdout(io.StringIO()):
+            run_plainly(student.notebook, student.chapter)
     return time.process_time() - start
 
 
@@ -123,7 +126,7 @@ def main() -> None:
         costs = {"autograder grade": measure(["autograder", "grade", "-C", str(ours)], ours)}
         runs = []
         for chapter in tqdm(chapters, "stock nbgrader, chapter by chapter", leave=False):
-            measure(["nbgrader", "generate_assignment", chapter], stock)
+            measure(["nbgrader", "generate_assignment", "--force", chapter], stock)
             runs.append(measure(["nbgrader", "autograde", chapter], stock))
         costs["nbgrader autograde"] = Cost(sum(r.cpu for r in runs), sum(r.wall for r in runs))
         same = scores(ours) == scores(stock)
