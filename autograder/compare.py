@@ -139,7 +139,8 @@ def _compare_tensors(
     summary = f"{at}{whose}{within}"
     if actual.is_floating_point():
         for name, test in (("NaN", torch.isnan), ("infinite", torch.isinf)):
-            has, wanted = int(test(actual).sum()), int(test(expected).sum())
+            # float8 knows no isinf
+            has, wanted = (int(test(tensor.double()).sum()) for tensor in (actual, expected))
             if has != wanted:
                 summary += f"; {has} are {name} (expected {wanted})"
     first = tuple((~close).nonzero()[0].tolist())
@@ -177,7 +178,7 @@ def kind(value: Any) -> str:
     if value is None:
         return "None"
     name = value.type_name if isinstance(value, Opaque) else type(value).__name__
-    name = {"Tensor": "tensor", "str": "string"}.get(name, name)
+    name = {"Tensor": "tensor", "str": "string", "": "nameless thing"}.get(name, name)
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 

@@ -32,12 +32,12 @@ def as_text(verdict: Verdict) -> str:
     if verdict.misconception:
         lines.append(f"  Diagnosis: {verdict.misconception}")
         lines.append(f"  Ask yourself: {verdict.hint}")
-    return _printable("\n".join(lines))
+    return printable("\n".join(lines))
 
 
 def as_html(verdict: Verdict) -> str:
     """The verdict as one self-contained HTML card, readable in light and dark themes."""
-    return templates.get_template("verdict.html.j2").render(verdict=verdict)
+    return printable(templates.get_template("verdict.html.j2").render(verdict=verdict))
 
 
 def show(verdict: Verdict) -> None:
@@ -62,6 +62,10 @@ def grading_progress(console: Console) -> Iterator[Callable[[object, int, int], 
         yield lambda graded, done, total: bar.update(task, completed=done, total=total)
 
 
-def _printable(text: str) -> str:
-    """Control characters (a terminal obeys them) replaced; line breaks kept."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+def printable(text: str) -> str:
+    """`text` without what a terminal obeys, turns its neighbours around or cannot be stored.
+
+    Control, bidirectional and other invisible characters and lone surrogates become �; line
+    breaks and tabs stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)

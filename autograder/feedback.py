@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from nbformat import NotebookNode, from_dict
 
-from autograder.display import as_html, as_text
+from autograder.display import as_html, as_text, printable
 from autograder.verdict import Verdict
 
 
@@ -31,7 +31,8 @@ def _outputs(verdict: Verdict) -> list[NotebookNode]:
     card = {"text/plain": as_text(verdict), "text/html": as_html(verdict)}
     outputs = [{"output_type": "display_data", "data": card, "metadata": {}}]
     if not verdict.correct:
-        message = f"CheckFailed: {verdict.headline}"
-        error = {"ename": "CheckFailed", "evalue": verdict.headline, "traceback": [message]}
+        headline = printable(verdict.headline)
+        message = f"CheckFailed: {headline}"
+        error = {"ename": "CheckFailed", "evalue": headline, "traceback": [message]}
         outputs.append({"output_type": "error"} | error)
     return [from_dict(output) for output in outputs]

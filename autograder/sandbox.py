@@ -245,14 +245,11 @@ class Worker:
         outcome = self._ask(self._limits.wall_per_cell, "calls", name, list(cases))
         if outcome.error:  # all results together are too large to send
             return [outcome] * len(cases)
-        try:
-            replies = [decode(reply, self._limits.result_bytes) for reply in outcome.value]
-            outcomes = [_outcome(reply) for reply in replies]
-        except (CodecError, TypeError):
-            raise self._end(NO_RESULT) from None
-        if len(outcomes) != len(cases):
-            raise self._end(NO_RESULT)
-        return outcomes
+        match outcome.value:
+            case list(replies) if [type(reply) for reply in replies] == [bytes] * len(cases):
+                with contextlib.suppress(CodecError):
+                    return [_outcome(decode(r, self._limits.result_bytes)) for r in replies]
+        raise self._end(NO_RESULT)
 
     def get(self, name: str) -> Outcome:
         """The value of a global."""

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from symtable import SymbolTable, symtable
-from types import BuiltinFunctionType, CodeType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -43,7 +43,10 @@ def source_of(function: Callable, name: str) -> str:
     is written out. Raises TypeError for what has no source.
     """
     statements, expression = _written(function)
-    return f"def _build():\n{_body(statements, expression)}\n\n\n{name} = _build()"
+    cell = f"def _build():\n{_body(statements, expression)}\n\n\n{name} = _build()"
+    if isinstance(function, FunctionType) and function.__name__ != name:
+        cell += f'\n{name}.__name__ = "{name}"  # check(...) in a notebook goes by it'
+    return cell
 
 
 def _written(value: Any) -> tuple[list[str], str]:

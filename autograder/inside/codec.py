@@ -23,8 +23,8 @@ MAX_BYTES = 32 * 2**20  # of a whole message
 MAX_JSON_BYTES = 4 * 2**20  # JSON grows some thirtyfold in memory, payload does not
 MAX_DEPTH = 32
 MAX_ITEMS = 500_000
-MAX_ODD_KEYS = 10_000  # keys other than strings: their hashes can be made to collide
-MAX_INT_BITS = 4096
+MAX_KEY_ITEMS = 4_000  # in keys other than strings: their hashes can be made to collide
+MAX_INT_BITS = 1023  # every int then fits a float
 SPARSE_STRIDES = 4096  # elements that a strided tensor may span beyond four times its own
 
 DTYPES: dict[str, torch.dtype] = {
@@ -96,7 +96,7 @@ class _Encoder:
         self.payload: list[bytes] = []
         self.size = 0
         self.items = 0
-        self.odd_keys = 0
+        self.key_items = 0
 
     def node(self, value: Any, depth: int) -> Any:
         self.items += 1
@@ -139,13 +139,15 @@ class _Encoder:
         return {"opaque": str(name)[:100]}
 
     def key(self, key: Any, depth: int) -> Any:
-        if not isinstance(key, str):
-            self.odd_keys += 1
-            if self.odd_keys > MAX_ODD_KEYS:
-                raise CodecError(f"more than {MAX_ODD_KEYS:,} keys that are not strings")
         if isinstance(key, Tensor | np.ndarray | list | dict):  # hashable by identity at best
             return {"opaque": type(key).__name__}
-        return self.node(key, depth + 1)
+        before = self.items
+        node = self.node(key, depth + 1)
+        if not isinstance(key, str):
+            self.key_items += self.items - before
+            if self.key_items > MAX_KEY_ITEMS:
+                raise CodecError(f"more than {MAX_KEY_ITEMS:,} items in keys that are not strings")
+        return node
 
     def tensor(self, tensor: Tensor) -> dict:
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -176,7 +178,7 @@ class _Decoder:
         self.payload = payload
         self.position = 0
         self.items = 0
-        self.odd_keys = 0
+        self.key_items = 0
         self.allowance = 4 * limit + 2**16  # bytes that strided tensors may span
 
     def value(self, node: Any, depth: int) -> Any:
@@ -203,10 +205,11 @@ class _Decoder:
         raise CodecError("the message holds an unknown kind of value")
 
     def key(self, node: Any, depth: int) -> Any:
+        before = self.items
         key = self.value(node, depth + 1)
         if not isinstance(key, str):
-            self.odd_keys += 1
-            if self.odd_keys > MAX_ODD_KEYS:
+            self.key_items += self.items - before
+            if self.key_items > MAX_KEY_ITEMS:
                 raise CodecError("the message has too many keys that are not strings")
         return key
 

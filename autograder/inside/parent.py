@@ -275,9 +275,11 @@ def _statuses(ward: Ward) -> Iterator[dict[str, int]]:
             status = _status(f"{process}/status", ward.proc)
             if "VmRSS" not in status and status["Threads"] > 1:  # its first thread has ended
                 tasks = os.open(f"{process}/task", os.O_RDONLY, dir_fd=ward.proc)
-                others = [_status(f"{thread}/status", tasks) for thread in os.listdir(tasks)]
-                os.close(tasks)
-                status |= max(others, key=lambda s: s.get("VmRSS", 0))
+                try:
+                    others = [_status(f"{thread}/status", tasks) for thread in os.listdir(tasks)]
+                finally:
+                    os.close(tasks)
+                status |= max(others, key=lambda s: s.get("VmRSS", 0), default={})
         except (FileNotFoundError, ProcessLookupError):
             continue
         yield status | {"process": int(process)}
@@ -287,13 +289,14 @@ def _status(path: str, folder: int | None = None) -> dict[str, int]:
     """The numbers of a file like /proc/self/status, sizes in bytes."""
     descriptor = os.open(path, os.O_RDONLY, dir_fd=folder)
     try:
-        lines = os.read(descriptor, 65536).decode(errors="replace").splitlines()
+        # Not splitlines(): a process names itself, and the kernel escapes only the line feed.
+        lines = os.read(descriptor, 65536).decode(errors="replace").split("\n")
     finally:
         os.close(descriptor)
     numbers = {}
     for line in lines:
         name, _, rest = line.partition(":")
         words = rest.split()
-        if words and words[0].isdigit():
+        if words and words[0].isdecimal():
             numbers[name] = int(words[0]) * (1024 if words[-1] == "kB" else 1)
     return numbers
