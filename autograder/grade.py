@@ -4,6 +4,7 @@ Whatever stops a run, what was finished stays finished: a notebook's record is s
 grade is in the gradebook, and a notebook whose record still holds is not graded again.
 """
 
+import contextlib
 import hashlib
 import hmac
 import multiprocessing
@@ -11,9 +12,9 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 
@@ -26,10 +27,10 @@ from autograder.build import instructor_notebook, release
 from autograder.course import Chapter, chapters, checks_of, find_chapter
 from autograder.feedback import with_verdicts
 from autograder.gradebook import graded_students, open_gradebook, record, register_chapter
-from autograder.graded import Graded, record_path, write_atomically
+from autograder.graded import Graded, RecordError, record_path, write_atomically
 from autograder.judge import judge_submission
 from autograder.practice import PRACTICE_SEED
-from autograder.sandbox import Limits, Sandbox
+from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
 from autograder.submission import Found, find_submissions, merged, read_submission
 from autograder.verdict import lost
 
@@ -66,7 +67,8 @@ def grade_class(
     executor:  takes the place of those processes
     progress:  called with each record, how many are done, and of how many
 
-    Raises SandboxUnavailable, with nothing graded, where the sandbox cannot be had.
+    Raises SandboxUnavailable, with nothing graded, where the sandbox cannot be had, GradebookError
+    and RuntimeError where the database or a process fails. What was finished is kept.
     """
     course = course.resolve()
     db_url = db_url or f"sqlite:///{course / 'gradebook.db'}"
@@ -83,19 +85,27 @@ def grade_class(
                 in_gradebook = graded_students(gradebook, each.slug)
                 job = job_of(course, each, limits)
                 for found in find_submissions(course, each.slug):
-                    path = record_path(course, found.student, each.slug)
-                    saved = found.student in in_gradebook and path.is_file()
-                    todo.append(job(found, Graded.load(path) if saved else None))
+                    known = None
+                    if found.student in in_gradebook:
+                        with contextlib.suppress(RecordError):
+                            known = Graded.load(record_path(course, found.student, each.slug))
+                    todo.append(job(found, known))
             try:
                 for warmed in warming:
                     warmed.result()
-                futures = [pool.submit(grade_notebook, job) for job in todo]
-                for done, future in enumerate(as_completed(futures), start=1):
+                # No list of the futures is kept: they would hold all notebooks in memory.
+                finished = as_completed(pool.submit(grade_notebook, job) for job in todo)
+                for done, future in enumerate(finished, start=1):
                     result, notebook = future.result()
                     if notebook:
                         _bring_home(course, gradebook, result, notebook)
                     graded.append(result)
-                    progress(result, done, len(futures))
+                    progress(result, done, len(todo))
+            except BrokenExecutor:
+                raise RuntimeError(
+                    "A grading process was killed, perhaps for want of memory. What was finished "
+                    "is kept: grade again with fewer --jobs, and it goes on from there."
+                ) from None
             except BaseException:  # Ctrl-C, say: what is finished is safe, the rest is dropped
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -105,14 +115,25 @@ def grade_class(
 def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
     """Judge one notebook: its record, and the notebook with the verdicts under its graded cells.
 
-    No notebook where there is nothing to bring home: an earlier record holds, or the submission
-    cannot be handed in under its name.
+    No notebook where there is nothing to bring home: an earlier record holds, the submission
+    cannot be handed in under its name, or the grader itself fails at it. Raises SandboxUnavailable.
     """
+    try:
+        problem = job.found.problem
+        if not problem:
+            return _grade_notebook(job)
+    except SandboxUnavailable as error:
+        who = f"{job.found.student!a}, {job.chapter.slug}"
+        raise SandboxUnavailable(f"Grading stopped at {who}. {error}") from None
+    except Exception as error:  # a fault of ours: it must not stop the class
+        problem = f"not graded, for the grader itself failed: {type(error).__name__}: {error}"
+    verdicts = tuple(lost(e, problem) for e in checks_of(job.chapter.slug).values())
+    return Graded(job.found.student, job.chapter.slug, verdicts, (problem,)), None
+
+
+def _grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
     start = time.perf_counter()
     found, chapter = job.found, job.chapter
-    if found.problem:
-        verdicts = tuple(lost(e, found.problem) for e in checks_of(chapter.slug).values())
-        return Graded(found.student, chapter.slug, verdicts, (found.problem,)), None
     blank = _parsed(job.release)
     submission = read_submission(found.path, blank)
     basis = f"{job.basis}\0{found.student}\0{chapter.slug}\0{submission.digest}"
@@ -120,7 +141,11 @@ def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
     key = hashlib.sha256(seed.encode()).hexdigest()
     if job.known and job.known.key == key:
         return job.known, None
-    verdicts = judge_submission(_sandbox(job.limits), chapter.slug, submission, seed)
+    judging = partial(judge_submission, _sandbox(job.limits), chapter.slug, submission, seed)
+    try:
+        verdicts = judging()
+    except SandboxUnavailable:  # its parent was killed, say; the next worker gets another
+        verdicts = judging()
     notebook = with_verdicts(merged(blank, submission), verdicts)
     seconds = time.perf_counter() - start
     problems = tuple(submission.problems)

@@ -19,6 +19,7 @@ from nbgrader.api import (
     Grade,
     Gradebook,
     GradeCell,
+    InvalidEntry,
     Notebook,
     SolutionCell,
     Student,
@@ -27,21 +28,35 @@ from nbgrader.api import (
 )
 from nbgrader.preprocessors import SaveCells
 from nbgrader.utils import compute_checksum, determine_grade, is_grade, is_solution
-from sqlalchemy import select
-from sqlalchemy.exc import SAWarning
+from sqlalchemy import make_url, select
+from sqlalchemy.exc import IntegrityError, SAWarning, SQLAlchemyError
 
 COURSE_ID = "llm"
 
 
+class GradebookError(RuntimeError):
+    """The database failed: it is gone, full or locked. The message says so in a sentence."""
+
+
 @contextmanager
 def open_gradebook(db_url: str) -> Iterator[Gradebook]:
-    """Open the gradebook at an SQLAlchemy URL, making its tables the first time."""
+    """Open the gradebook at an SQLAlchemy URL, making its tables the first time.
+
+    Raises GradebookError for whatever the database refuses while it is open.
+    """
     # nbgrader's own models warn at every new submission about the order of their making.
     warnings.filterwarnings("ignore", category=SAWarning, module="nbgrader")
     # nbgrader asks the `alembic` command for its schema version: it stands beside this Python.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    with Gradebook(db_url, COURSE_ID) as gradebook:
-        yield gradebook
+    try:
+        with Gradebook(db_url, COURSE_ID) as gradebook:
+            yield gradebook
+    except (SQLAlchemyError, InvalidEntry) as error:
+        cause = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise GradebookError(
+            f"The gradebook {make_url(db_url)!r} failed: {cause:.300}. What was graded before is "
+            "in it: grade again, and it goes on from there."
+        ) from error
 
 
 def register_chapter(gradebook: Gradebook, db_url: str, chapter: str, blank: NotebookNode) -> None:
@@ -57,6 +72,19 @@ def record(gradebook: Gradebook, student: str, chapter: str, notebook: NotebookN
     A score that a person gave is kept, and its cell is marked for another look. All in one
     transaction, by ids: nbgrader's own way takes some forty queries and three commits.
     """
+    try:
+        _record(gradebook, student, chapter, notebook)
+    except IntegrityError:  # another grader has made the same rows a moment ago
+        gradebook.db.rollback()
+        _record(gradebook, student, chapter, notebook)
+
+
+def graded_students(gradebook: Gradebook, chapter: str) -> set[str]:
+    """The students who have a submission of the chapter in the gradebook."""
+    return {submission.student_id for submission in gradebook.assignment_submissions(chapter)}
+
+
+def _record(gradebook: Gradebook, student: str, chapter: str, notebook: NotebookNode) -> None:
     db = gradebook.db
     master = db.execute(
         select(Notebook).join(Assignment).where(Assignment.name == chapter)
@@ -95,8 +123,3 @@ def record(gradebook: Gradebook, student: str, chapter: str, notebook: NotebookN
             untouched = cell.metadata.nbgrader.get("checksum") == compute_checksum(cell)
             comment.auto_comment = "No response." if untouched else None
     db.commit()
-
-
-def graded_students(gradebook: Gradebook, chapter: str) -> set[str]:
-    """The students who have a submission of the chapter in the gradebook."""
-    return {submission.student_id for submission in gradebook.assignment_submissions(chapter)}

@@ -12,6 +12,10 @@ from pathlib import Path
 from autograder.verdict import Verdict
 
 
+class RecordError(RuntimeError):
+    """A file is no record: it is damaged, or another version's. The message says what to do."""
+
+
 @dataclass(frozen=True)
 class Graded:
     """One student's notebook of one chapter, graded.
@@ -42,9 +46,15 @@ class Graded:
 
     @classmethod
     def load(cls, path: Path) -> "Graded":
-        data = json.loads(path.read_text())
-        verdicts = tuple(Verdict(**verdict) for verdict in data.pop("verdicts"))
-        return cls(**data | {"verdicts": verdicts, "problems": tuple(data["problems"])})
+        """The record in a file. Raises RecordError if there is none that this version reads."""
+        try:
+            data = json.loads(path.read_text())
+            verdicts = tuple(Verdict(**verdict) for verdict in data.pop("verdicts"))
+            return cls(**data | {"verdicts": verdicts, "problems": tuple(data["problems"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RecordError(
+                f"{path} holds no record of a grade that can be read: run `autograder grade`."
+            ) from error
 
 
 def record_path(course: Path, student: str, chapter: str) -> Path:

@@ -99,6 +99,7 @@ def test_memory_frames_and_environment_hold_no_expected_value(sandbox):
             "names = set(sys.modules)\n"
             "frame, frames = sys._getframe(), []\n"
             "while frame: frames.append(frame.f_code.co_filename); frame = frame.f_back\n"
+            "frames = ['/'.join(f.split('/')[-2:]) for f in frames]\n"
             "found = ([n for n in names if n.split('.')[0] in ('llmkit', 'autograder')],\n"
             "    [f for f in frames if 'judge' in f or 'check' in f],\n"
             "    sorted(os.environ), open('/proc/self/environ').read())"
