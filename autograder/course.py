@@ -16,7 +16,6 @@ from pathlib import Path
 
 from autograder.check import Check, Exercise, Question
 
-SHARED = ("device", "plots")  # modules of llmkit that belong to no chapter and reveal no answer
 SOLUTION = "-solution"  # the grade_id of a solution cell is the exercise's name with this behind it
 DEMO = "demo"  # the tag of cells that are heavy or need assets: grading skips them
 
@@ -50,11 +49,11 @@ CHAPTERS = (
     Chapter("05-attention", ("attention",)),
     Chapter("06-norms", ("norms",)),
     Chapter("07-feedforward", ("feedforward",)),
-    Chapter("08-transformer", ("transformer", "checkpoints")),
-    Chapter("09-pretraining", ("pretraining", "rnn")),
-    Chapter("10-decoding", ("decoding",)),
+    Chapter("08-transformer", ("transformer", "bert", "checkpoints")),
+    Chapter("09-pretraining", ("rnn", "pretraining")),
+    Chapter("10-decoding", ("sampling", "search", "speculative", "decoding")),
     Chapter("11-prompting", ("prompting",)),
-    Chapter("12-finetuning", ("finetuning",)),
+    Chapter("12-finetuning", ("lora", "finetuning")),
     Chapter("13-efficiency", ("efficiency",)),
 )
 
@@ -108,17 +107,18 @@ def find(name: str) -> Exercise:
 def allowed_modules(chapter: str) -> dict[str, str]:
     """What a student of this chapter may import from llmkit: {"llmkit/losses.py": source text}.
 
-    Those are the modules taught before it and the shared ones; the chapter's own would be the
-    answers. Read from the installed package.
+    Those are the modules taught before it, and `device` and `plots`, which belong to no chapter and
+    reveal no answer; the chapter's own would be the answers. Read from the installed package.
     """
     taught = CHAPTERS[: CHAPTERS.index(find_chapter(chapter))]
     before = [module for earlier in taught for module in earlier.modules]
-    files = [f"{module}.py" for module in ("__init__", *before, *SHARED)]
     package = resources.files("llmkit")
+    files = [f"{module}.py" for module in ("__init__", *before, "device")]
+    files += [f"plots/{file.name}" for file in (package / "plots").iterdir()]
     return {
         f"llmkit/{file}": (package / file).read_text(encoding="utf-8")
         for file in files
-        if (package / file).is_file()
+        if file.endswith(".py") and (package / file).is_file()
     }
 
 

@@ -20,8 +20,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from traitlets.config import PyFileConfigLoader
 
-from autograder.course import CHAPTERS
-
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE = [Requirement(line) for line in PROJECT["dependencies"]]
@@ -35,7 +33,6 @@ PINS = {
         r"^([\w.-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE
     )
 }
-SHARED = {"assets", "device", "plots", "widgets"}  # modules of llmkit on the ground floor
 
 
 def names(requirements: list[Requirement]) -> set[str]:
@@ -182,16 +179,6 @@ def test_the_room_inside_the_sandbox_stands_alone():
         assert name.startswith("autograder.inside.") or not name.startswith(
             ("autograder", "llmkit")
         )
-
-
-def test_a_module_imports_only_from_earlier_chapters():
-    order = [module for chapter in CHAPTERS for module in chapter.modules]
-    for path, name in imports(ROOT / "llmkit"):
-        if name.startswith("llmkit.") and path.stem != "__main__":
-            other = name.split(".")[1]
-            if other not in SHARED:
-                assert path.stem in order, f"{path} is shared and imports {other}"
-                assert order.index(other) < order.index(path.stem), f"{path} imports {other}"
 
 
 # nbgrader, the command line, CI

@@ -158,7 +158,8 @@ def _importable(module: ModuleType) -> set[str]:
     for chapter in CHAPTERS:
         if _is_ours(module.__name__) and last in (chapter.topic, *chapter.modules):
             files = allowed_modules(chapter.slug)
-            return {f.removesuffix(".py").replace("/", ".") for f in files} - {"llmkit.__init__"}
+            names = {file.removesuffix(".py").removesuffix("/__init__") for file in files}
+            return {name.replace("/", ".") for name in names} - {"llmkit"}
     return set()
 
 

@@ -46,7 +46,8 @@ def run(monkeypatch):
 
     def run(source: str, chapter=None) -> dict:
         files = allowed_modules(chapter.slug) if chapter else {}
-        names = {file.removesuffix(".py").replace("/", ".") for file in files} | {"llmkit"}
+        names = {file.removesuffix(".py").removesuffix("/__init__") for file in files}
+        names = {name.replace("/", ".") for name in names} | {"llmkit"}
         for name in [n for n in sys.modules if n.split(".")[0] in ("llmkit", "autograder")]:
             if name not in names:
                 monkeypatch.delitem(sys.modules, name)

@@ -1,0 +1,37 @@
+"""The figures of the course: one function each, from computed values to a Matplotlib figure.
+
+A module for each chapter, and one look for all of them, in `style`.
+"""
+
+from llmkit.plots.losses import (
+    coloured_tokens,
+    distribution_bars,
+    loss_curves,
+    loss_parts,
+    surprise_curve,
+)
+from llmkit.plots.positions import (
+    dials,
+    llama3_bands,
+    position_codes,
+    rope_phases,
+    score_matrices,
+    turned_arrows,
+)
+from llmkit.plots.style import (
+    BLACK,
+    BLUE,
+    CYCLIC,
+    DIVERGING,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SEQUENTIAL,
+    SKY,
+    VERMILION,
+    YELLOW,
+    card,
+    image,
+    png,
+    show,
+)
