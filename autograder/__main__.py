@@ -141,9 +141,10 @@ def main() -> None:
 
     try:
         app()
-    except KeyboardInterrupt:
-        err.print("Interrupted; what was finished is kept.")
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C, as typer reports it
+            err.print("Interrupted; what was finished is kept.")
+        raise
     except (BuildError, LookupError, RuntimeError, OSError) as error:
         err.print(str(error), style="red", markup=False)
         raise SystemExit(1) from None

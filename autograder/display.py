@@ -55,11 +55,24 @@ def show(verdict: Verdict) -> None:
 
 @contextmanager
 def grading_progress(console: Console) -> Iterator[Callable[[object, int, int], None]]:
-    """A progress bar for `grade_class`: call the result with (record, done, total)."""
+    """A progress bar for `grade_class`: call the result with (record, done, total).
+
+    It begins with the first record: its thread must not run yet when grading processes are forked.
+    """
     columns = TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda graded, done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task("", total=None)
+
+    def show(graded: object, done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    if console.is_terminal:
+        console.print("starting the sandbox …", end="\r")
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def printable(text: str) -> str:

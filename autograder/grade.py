@@ -7,6 +7,7 @@ grade is in the gradebook, and a notebook whose record still holds is not graded
 import contextlib
 import hashlib
 import hmac
+import json
 import multiprocessing
 import os
 import secrets
@@ -155,8 +156,9 @@ def _grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
 def _bring_home(course: Path, gradebook: Gradebook, result: Graded, notebook: NotebookNode) -> None:
     """Write the judged notebook, then its grade, then its record, which vouches for the others."""
     folder = course / "autograded" / result.student / result.chapter
-    # the format's own writer: nbformat.writes would validate what we have just built
-    write_atomically(folder / f"{result.chapter}.ipynb", nbformat.v4.writes(notebook))
+    # nbformat's writer would validate what we have just built, and indent it in pure Python
+    text = json.dumps(notebook, ensure_ascii=False)
+    write_atomically(folder / f"{result.chapter}.ipynb", text)
     record(gradebook, result.student, result.chapter, notebook)
     result.save(record_path(course, result.student, result.chapter))
 
@@ -196,10 +198,8 @@ def blank_notebook(course: Path, chapter: Chapter) -> NotebookNode:
 
 
 def _processes(jobs: int) -> Executor:
-    """A pool of processes which are forked off one that has everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["autograder.grade"])
-    return ProcessPoolExecutor(jobs, context)
+    """A pool of processes forked off this one, which has everything imported and no thread yet."""
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"))
 
 
 def _warm(limits: Limits) -> None:

@@ -289,7 +289,7 @@ class Worker:
                         if not unsent:
                             self._selector.modify(self._connection, selectors.EVENT_READ)
                     if events & selectors.EVENT_READ:
-                        chunk = self._connection.recv(min(wanted - len(reply), 2**20))
+                        chunk = self._connection.recv(min(wanted - len(reply), 2**18))
                         if not chunk:
                             raise self._gone("closed its connection to the grader")
                         reply += chunk
@@ -316,7 +316,7 @@ class Worker:
         """All that is there to read; kept up to the limit."""
         while True:
             try:
-                chunk = self._output.recv(2**18)
+                chunk = self._output.recv(2**16)
             except (BlockingIOError, OSError):
                 return
             if not chunk:  # it closed its stdout and stderr

@@ -125,7 +125,8 @@ def read_submission(path: Path, release: NotebookNode) -> Submission:
 
 def merged(release: NotebookNode, submission: Submission) -> NotebookNode:
     """The release with the student's sources in it: what gradebook and feedback show."""
-    notebook = copy.deepcopy(release)
+    notebook = copy.copy(release)
+    notebook["cells"] = [copy.copy(cell) for cell in release["cells"]]
     solutions = {s.exercise: s.source for s in submission.steps if s.kind == "solution"}
     sources = solutions | submission.answers
     for name, (_, cell) in _asked(notebook).items():
