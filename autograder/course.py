@@ -44,17 +44,17 @@ class Chapter:
 CHAPTERS = (
     Chapter("01-ngrams", ("ngrams",)),
     Chapter("02-losses", ("losses",)),
-    Chapter("03-tokenization", ("tokenization",)),
+    Chapter("03-tokenization", ("tokenization", "bpe")),
     Chapter("04-positions", ("positions",)),
     Chapter("05-attention", ("attention",)),
     Chapter("06-norms", ("norms",)),
     Chapter("07-feedforward", ("feedforward",)),
     Chapter("08-transformer", ("transformer", "bert", "checkpoints")),
-    Chapter("09-pretraining", ("rnn", "pretraining")),
+    Chapter("09-pretraining", ("rnn", "pretraining", "distributed", "training")),
     Chapter("10-decoding", ("sampling", "search", "speculative", "decoding")),
     Chapter("11-prompting", ("prompting",)),
     Chapter("12-finetuning", ("lora", "finetuning")),
-    Chapter("13-efficiency", ("efficiency",)),
+    Chapter("13-efficiency", ("native", "quantization", "efficiency")),
 )
 
 
