@@ -40,6 +40,21 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option(help="Sample from the likeliest tokens of mass p.")
     ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Sample from tokens at least p times the likeliest's odds.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1, what was said already becomes less likely.")
+    ] = 1.0,
+    beams: Annotated[
+        int, typer.Option(min=1, help="Search for the likeliest answer with so many beams.")
+    ] = 1,
+    lookup: Annotated[
+        bool, typer.Option("--lookup", help="Guess ahead from the prompt: the same, often faster.")
+    ] = False,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given again.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -51,17 +66,29 @@ def generate(
         raise typer.BadParameter("the prompt is empty.", param_hint="PROMPT")
     if raw and system is not None:
         raise typer.BadParameter("--raw has no place for a system prompt.", param_hint="--system")
+    if beams > 1 and (lookup or temperature or top_k or top_p or min_p or repetition_penalty != 1):
+        raise typer.BadParameter(
+            "a search takes neither sampling options nor --lookup.", param_hint="--beams"
+        )
 
     import torch
 
-    from llmkit import decoding
+    from llmkit import decoding, sampling
     from llmkit.device import parse_device, parse_dtype
 
     place = _checked("--device", parse_device, device)
     number_format = _checked("--dtype", parse_dtype, dtype)
-    _checked("--temperature", decoding.apply_temperature, torch.zeros(1), temperature)
-    if top_p is not None:
-        _checked("--top-p", decoding.top_p_filter, torch.zeros(1), top_p)
+    filters = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    for name, value in filters.items():
+        option, one = "--" + name.replace("_", "-"), torch.zeros(1)
+        _checked(option, sampling.warp, one, one.long(), **{name: value})
+    stop = stop or []
+    _checked("--stop", decoding.stop_at, [], stop)
 
     from llmkit.assets import AssetError
     from llmkit.checkpoints import load_checkpoint
@@ -75,11 +102,12 @@ def generate(
             llama,
             tokenizer.encode(text, add_special_tokens=raw),
             max_tokens,
-            temperature,
-            top_k,
-            top_p,
-            tokenizer.stop_ids,
-            torch.Generator(place).manual_seed(seed),
+            top_k=top_k,
+            **filters,
+            stop_ids=tokenizer.stop_ids,
+            generator=torch.Generator(place).manual_seed(seed),
+            num_beams=beams,
+            prompt_lookup=lookup,
         )
     except (ValueError, OSError, AssetError) as error:
         typer.echo(f"Error: {error}", err=True)
@@ -94,7 +122,7 @@ def generate(
 
     interrupted = False
     try:
-        for piece in tokenizer.decode_stream(timed()):
+        for piece in decoding.stop_at(tokenizer.decode_stream(timed()), stop):
             typer.echo(piece, nl=False)
     except KeyboardInterrupt:
         interrupted = True
@@ -104,9 +132,9 @@ def generate(
         raise typer.Exit(130)
 
 
-def _checked(option: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def _checked(option: str, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     try:
-        return function(*arguments)
+        return function(*arguments, **settings)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
 

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from llmkit.__main__ import app
 from tests.llmkit.test_checkpoints import hf_directory, oracle
 from tests.llmkit.test_tokenization import TEMPLATE
 
@@ -48,6 +50,12 @@ sys.meta_path.insert(0, Refuse())
         (["--top-k", "0"], "--top-k"),
         (["--top-p", "0"], "p must be above 0 and at most 1, not 0.0"),
         (["--top-p", "1.1"], "p must be above 0 and at most 1, not 1.1"),
+        (["--min-p", "0"], "min_p must be above 0 and at most 1, not 0.0"),
+        (["--repetition-penalty", "0"], "repetition_penalty must be a positive number, not 0.0"),
+        (["--stop", ""], "stop holds an empty string"),
+        (["--beams", "0"], "--beams"),
+        (["--beams", "2", "--lookup"], "a search takes neither sampling options nor --lookup"),
+        (["--beams", "2", "--temperature", "1"], "a search takes neither sampling options"),
         (["--max-tokens", "0"], "--max-tokens"),
         (["--seed", "-1"], "--seed"),
         (["--device", "gpu"], "'gpu' is not a device: use auto, cpu, cuda, cuda:N or mps."),
@@ -100,6 +108,22 @@ def test_seeds_reproduce(checkpoint):
 
     hot = ["--temperature", "2", "--top-k", "200", "--top-p", "0.99"]
     assert answer(*hot, "--seed", "1") == answer(*hot, "--seed", "1") != answer(*hot, "--seed", "2")
+
+
+def test_strategies_and_stop_strings(checkpoint):
+    def answer(*arguments: str) -> str:
+        options = ["--model", checkpoint, "--max-tokens", "12", "--raw", "--device", "cpu"]
+        done = CliRunner().invoke(app, ["generate", "hello", *options, *arguments])
+        assert done.exit_code == 0, done.output
+        return done.stdout.removesuffix("\n")
+
+    plain = answer()
+    assert answer("--lookup") == plain
+    assert answer("--beams", "4") != plain
+    assert answer("--repetition-penalty", "5") != plain
+    assert answer("--temperature", "9", "--min-p", "1") == plain  # the likeliest only
+    stop = plain[len(plain) // 2 :][:2]
+    assert answer("--stop", stop, "--stop", "not this") == plain[: plain.index(stop)] != ""
 
 
 def test_broken_checkpoint_gets_one_sentence(tmp_path):
