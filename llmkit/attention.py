@@ -36,6 +36,21 @@ def causal_mask(
     return keys <= queries[:, None]
 
 
+def sliding_window_mask(
+    query_length: int,
+    key_length: int,
+    window: int,
+    offset: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """`causal_mask`, but a query sees only the last `window` keys, its own position included.
+
+    Shapes: (T, S) of bool.
+    """
+    seen = causal_mask(query_length, key_length, offset, device)
+    return seen & ~causal_mask(query_length, key_length, offset - window, device)
+
+
 def scaled_dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 ) -> Tensor:
@@ -111,6 +126,12 @@ class KVCache:
                 f"The KV cache has room for {self.capacity} positions and holds {self.offset}: "
                 f"{key.shape[2]} more do not fit; make it with a larger capacity."
             )
+        room = self.keys[:, :, self.offset : end].shape
+        if not key.shape == value.shape == room:
+            raise ValueError(
+                f"The KV cache takes keys and values of shape {tuple(room)}, (B, K, T, d), "
+                f"not {tuple(key.shape)} and {tuple(value.shape)}."
+            )
         self.keys[:, :, self.offset : end] = key
         self.values[:, :, self.offset : end] = value
         self.offset = end
@@ -128,25 +149,56 @@ class KVCache:
             return None
         return causal_mask(query_length, self.offset + query_length, self.offset, self.keys.device)
 
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order; a row may be taken often, or not at all.
+
+        So a beam search forks its beams and drops others.
+
+        Shapes: rows (N,), whole numbers from 0 to B-1; the batch size becomes N.
+        """
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` positions, such as guesses that proved wrong.
+
+        Raises ValueError if the cache does not hold so many.
+        """
+        if not 0 <= length <= self.offset:
+            raise ValueError(
+                f"The KV cache holds {self.offset} positions and cannot be cropped to {length}."
+            )
+        self.offset = length
+
 
 class GroupedQueryAttention(nn.Module):
     """Causal self-attention with H query heads that share K key/value heads (Ainslie et al., 2023).
 
-    K = H is multi-head attention (MHA), K = 1 multi-query attention (MQA).
+    K = H is multi-head attention (MHA), K = 1 multi-query attention (MQA). With a `window`, a query
+    sees the last `window` positions only, its own included (Mistral).
 
     Shapes: x (B, T, D) -> (B, T, D).
     """
 
-    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int | None = None):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int | None = None,
+        window: int | None = None,
+    ):
         super().__init__()
         if num_heads % num_kv_heads:
             raise ValueError(
                 f"{num_heads} query heads cannot share {num_kv_heads} key/value heads evenly: "
                 "choose a divisor."
             )
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1, the query's own position, not {window}.")
         head_dim = head_dim or dim // num_heads
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
+        self.window = window
         self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=False)
@@ -172,21 +224,42 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             mask = cache.mask(x.shape[1]) if mask is None else mask
             key, value = cache.update(key, value)
+        if self.window is not None and key.shape[2] > self.window:
+            key, value, mask = self._look_through_window(x.shape[1], key, value, mask)
         return self.o_proj(merge_heads(self._attend(query, key, value, mask)))
 
+    def _look_through_window(
+        self, length: int, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The keys and values that any of the last `length` positions sees, and the mask there."""
+        reach = min(key.shape[2], self.window + length - 1)
+        key, value = key[:, :, -reach:], value[:, :, -reach:]
+        mask = None if mask is None else mask[..., -reach:]
+        if length > 1:  # a single query sees all that is left
+            window = sliding_window_mask(length, reach, self.window, reach - length, key.device)
+            mask = window if mask is None else mask & window
+        return key, value, mask
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """`scaled_dot_product_attention` by PyTorch's fused kernel, shapes likewise."""
-        shape = query.shape
+        """`scaled_dot_product_attention` by one call of PyTorch's fused kernel, shapes likewise.
+
+        The kernel wants as many key/value heads as query heads, but none is copied. (Its own way,
+        `enable_gqa`, falls back to a slow kernel on a GPU, given a mask or float32.)
+        """
+        batch, _, length, width = query.shape
         groups = self.num_heads // self.num_kv_heads
-        if shape[2] == 1:
-            # one step of generation reads the whole cache: rather than copy it for every head of
-            # a group, let the group's heads stand as so many queries of one key/value head
-            query = query.reshape(shape[0], self.num_kv_heads, groups, shape[3])
+        if mask is None and length > 1:
+            # each key/value head is a sequence of its own, seen by its group through a view
+            query = query.reshape(batch * self.num_kv_heads, groups, length, width)
+            key, value = (x.flatten(0, 1)[:, None].expand(-1, groups, -1, -1) for x in (key, value))
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
-            key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        causal = mask is None and shape[2] > 1
-        attended = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
-        return attended.reshape(shape)
+            # the queries of a group stand in line: the heads' keys are read once for all of them
+            query = query.reshape(batch, self.num_kv_heads, groups * length, width)
+            if mask is not None and mask.shape[-2] > 1:
+                mask = torch.cat([mask] * groups, dim=-2)
+            attended = F.scaled_dot_product_attention(query, key, value, mask)
+        return attended.reshape(batch, self.num_heads, length, width)
 
 
 def kv_cache_bytes(

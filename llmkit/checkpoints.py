@@ -1,8 +1,12 @@
-"""Checkpoints: real weights from disk, as a GGUF file or as a Hugging Face directory."""
+"""Checkpoints: real weights from disk, as a GGUF file or a Hugging Face directory, and back."""
 
+import dataclasses
 import json
 import math
+import os
 import re
+import secrets
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +16,24 @@ import gguf
 import numpy as np
 import safetensors
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llmkit import assets
-from llmkit.positions import interleaved_to_half
+from llmkit.positions import interleaved_to_half, llama3_frequencies, rope_frequencies
 from llmkit.tokenization import Tokenizer
-from llmkit.transformer import Llama, LlamaConfig
+from llmkit.transformer import Llama, LlamaConfig, RopeScaling
 
 # what the readers raise where a file is cut short or is something else
-_DAMAGE = (IndexError, KeyError, struct.error, safetensors.SafetensorError)
+_DAMAGE = (
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    safetensors.SafetensorError,
+)
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class CheckpointError(ValueError):
@@ -57,14 +70,13 @@ def load_checkpoint(
 def _load_directory(
     directory: Path, device: torch.device | str | None, dtype: torch.dtype
 ) -> tuple[Llama, Tokenizer]:
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory} holds no config.json.")
-    config = LlamaConfig.from_hf(json.loads((directory / "config.json").read_text("utf-8")))
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    else:
-        shards = ["model.safetensors"]
+    config = LlamaConfig.from_hf(_read_json(directory, "config.json"))
+    shards = [_WEIGHTS]
+    if (directory / _INDEX).is_file():
+        places = _read_json(directory, _INDEX).get("weight_map")
+        if not (isinstance(places, dict) and all(isinstance(p, str) for p in places.values())):
+            raise CheckpointError(f"its {_INDEX} has no weight_map that names files.")
+        shards = sorted(set(places.values()))
     if missing := [shard for shard in shards if not (directory / shard).is_file()]:
         raise FileNotFoundError(f"{directory} holds no {', '.join(missing)}.")
 
@@ -78,16 +90,28 @@ def _load_directory(
     return _fill(config, tensors()), Tokenizer.from_directory(directory)
 
 
+def _read_json(directory: Path, name: str) -> dict[str, Any]:
+    if not (directory / name).is_file():
+        raise FileNotFoundError(f"{directory} holds no {name}.")
+    content = json.loads((directory / name).read_text("utf-8"))
+    if not isinstance(content, dict):
+        raise CheckpointError(f"its {name} is not a JSON object.")
+    return content
+
+
 def _load_gguf(
     path: Path, device: torch.device | str | None, dtype: torch.dtype
 ) -> tuple[Llama, Tokenizer]:
     reader = _GGUFReader(path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
-    names = [tensor.name for tensor in reader.tensors]
-    config = _gguf_config(metadata, tied="output.weight" not in names)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    config = _gguf_config(metadata, tied="output.weight" not in stored)
+    if (factors := stored.pop("rope_freqs.weight", None)) is not None:
+        scaling = _rope_scaling(torch.from_numpy(_dequantize(factors)), config)
+        config = dataclasses.replace(config, rope_scaling=scaling)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        for tensor in reader.tensors:
+        for tensor in stored.values():
             weight = torch.from_numpy(_dequantize(tensor)).to(device, dtype)
             if tensor.name.endswith("attn_q.weight"):
                 weight = interleaved_to_half(weight, config.num_attention_heads)
@@ -102,9 +126,7 @@ def _fill(config: LlamaConfig, tensors: Iterator[tuple[str, Tensor]]) -> Llama:
     """A Llama of these tensors, which must be exactly the ones that its config asks for."""
     with torch.device("meta"):
         model = Llama(config)
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        del expected["lm_head.weight"]
+    expected = {name: tuple(weight.shape) for name, weight in _untied(model).items()}
     loaded: dict[str, Tensor] = {}
     for name, weight in tensors:
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -122,6 +144,91 @@ def _fill(config: LlamaConfig, tensors: Iterator[tuple[str, Tensor]]) -> Llama:
     model.load_state_dict(loaded, strict=False, assign=True)  # strict would ask for a tied head
     model.tie_embeddings()
     return model.eval().requires_grad_(False)
+
+
+def _untied(model: Llama) -> dict[str, Tensor]:
+    """The model's weights, each once: files hold no head that is the embedding."""
+    weights = model.state_dict()
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    return weights
+
+
+def save_checkpoint(
+    model: Llama,
+    directory: str | Path,
+    tokenizer: Tokenizer | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a Hugging Face directory, which `load_checkpoint` and transformers load.
+
+    That is config.json, the weights in their dtype (several files above `max_shard_bytes`), and the
+    tokenizer, if given: `load_checkpoint` asks for one. The directory appears when it is complete.
+
+    Raises FileExistsError if it is there already, ValueError for a model with layers that are not
+    a Llama's own.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists():
+        raise FileExistsError(f"{directory} is there already: choose another name or remove it.")
+    with torch.device("meta"):
+        plain = _untied(Llama(model.config)).keys()
+    weights = {name: weight.contiguous() for name, weight in _untied(model).items()}
+    if odd := sorted(plain ^ weights.keys()):
+        raise ValueError(
+            f"Only a plain Llama can be saved, and {odd[0]} shows that this is none: merge its "
+            "adapters first."
+        )
+    config = model.config.to_hf() | {
+        "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch.")
+    }
+    config |= {"bos_token_id": None, "eos_token_id": None}  # transformers' guess: 1 and 2
+    if tokenizer is not None:
+        config["eos_token_id"] = sorted(tokenizer.stop_ids)
+
+    partial = directory.with_name(f".{directory.name}-{secrets.token_hex(4)}")
+    partial.mkdir(parents=True)
+    try:
+        _save_weights(weights, partial, max_shard_bytes)
+        _write_json(partial / "config.json", config)
+        if tokenizer is not None:
+            _save_tokenizer(tokenizer, partial)
+        os.rename(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_weights(weights: dict[str, Tensor], directory: Path, max_shard_bytes: int) -> None:
+    shards: list[dict[str, Tensor]] = [{}]
+    room = max_shard_bytes
+    for name, weight in weights.items():
+        if weight.nbytes > room and shards[-1]:
+            shards.append({})
+            room = max_shard_bytes
+        shards[-1][name] = weight
+        room -= weight.nbytes
+    if len(shards) == 1:
+        files = [_WEIGHTS]
+    else:
+        count = len(shards)
+        files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+        places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(weight.nbytes for weight in weights.values())
+        _write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, directory / file, metadata={"format": "pt"})  # transformers asks for it
+
+
+def _save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    tokenizer.backend.save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special_tokens}
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    _write_json(directory / "tokenizer_config.json", settings)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 # GGUF
@@ -169,15 +276,29 @@ def _gguf_config(metadata: dict[str, Any], tied: bool) -> LlamaConfig:
         "rope_theta": "rope.freq_base",
     }
     config = {key: llama[name] for key, name in names.items() if name in llama}
+    scaling = llama.get("rope.scaling.type", "none")
     return LlamaConfig.from_hf(
         {
             **config,
             "model_type": architecture,
             "vocab_size": llama.get("vocab_size", len(metadata.get("tokenizer.ggml.tokens", []))),
             "tie_word_embeddings": tied,
-            "rope_scaling": {"type": llama.get("rope.scaling.type", "default")},
+            "rope_scaling": {"type": {"none": "default"}.get(scaling, scaling)},
         }
     )
+
+
+def _rope_scaling(factors: Tensor, config: LlamaConfig) -> RopeScaling:
+    """The scaling that slows each pair of features down so: GGUF files hold the factors alone.
+
+    Shapes: factors (d/2,). Raises CheckpointError if no scaling of Llama 3 gives them.
+    """
+    scaling = RopeScaling(factor=round(factors.max().item(), 3))
+    plain = rope_frequencies(config.head_dim, config.rope_theta)
+    expected = plain / llama3_frequencies(plain, *dataclasses.astuple(scaling))
+    if factors.shape != expected.shape or not torch.allclose(factors, expected, rtol=1e-3):
+        raise CheckpointError("its rope_freqs.weight is not Llama 3's scaling of RoPE.")
+    return scaling
 
 
 def _dequantize(tensor: gguf.ReaderTensor) -> np.ndarray:

@@ -71,17 +71,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
     """Turn each pair of features: (a, b) -> (a cos - b sin, a sin + b cos).
 
     A pair is feature i with feature i + d/2 (Hugging Face), or, if interleaved, feature 2i with
-    feature 2i + 1 (Meta, GGUF). Computed in float32 and returned in x's dtype.
+    feature 2i + 1 (Meta, GGUF). Computed in float32, as the tables are, and returned in x's dtype.
 
     Shapes: x (B, H, T, d), cos and sin (T, d/2) or (B, T, d/2) -> (B, H, T, d).
     """
     if cos.ndim == 3:  # one table per sequence of the batch, shared by its heads
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     if interleaved:
-        a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
     else:
-        a, b = x.float().chunk(2, dim=-1)
+        a, b = x.chunk(2, dim=-1)
         turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
     return turned.type_as(x)
 

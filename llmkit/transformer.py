@@ -3,9 +3,10 @@
 Modules and parameters carry Hugging Face's names, so a real checkpoint loads without renaming.
 """
 
+import difflib
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, astuple, dataclass, fields
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class RopeScaling:
 class LlamaConfig:
     """Everything that fixes the shape of a Llama, under Hugging Face's names.
 
-    `head_dim` is hidden_size / num_attention_heads where it is not given.
+    `head_dim` is hidden_size / num_attention_heads where it is not given. A Llama with a
+    `sliding_window` is a Mistral.
     """
 
     vocab_size: int
@@ -48,8 +50,13 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
+    sliding_window: int | None = None
 
     def __post_init__(self):
+        for field in fields(self):
+            size = getattr(self, field.name)
+            if field.default is MISSING and not (type(size) is int and size > 0):
+                raise ValueError(f"{field.name} must be a whole number above 0, not {size!r}.")
         if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
@@ -66,36 +73,45 @@ class LlamaConfig:
         Raises ValueError for a model that this class does not implement.
         """
         only = {
-            "model_type": "llama",
+            "model_type": ("llama", "mistral"),
+            "hidden_act": ("silu",),
+            "attention_bias": (False,),
+            "mlp_bias": (False,),
+            "quantization_config": (None,),
+        }
+        for key, implemented in only.items():
+            if config.get(key, implemented[0]) not in implemented:
+                known = " and ".join(map(repr, implemented))
+                raise ValueError(f"config has {key} = {config[key]!r}; implemented is {known}.")
+        # since transformers 5 one dict holds what rope_theta and rope_scaling held before
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        given = {
+            "num_key_value_heads": config.get("num_attention_heads"),
+            "rms_norm_eps": 1e-6,  # Hugging Face's default
+            **{key: value for key, value in {**config, **rope}.items() if value is not None},
+            "rope_scaling": _rope_scaling(rope),
+        }
+        if config.get("model_type") != "mistral":
+            given.pop("sliding_window", None)
+        own = fields(cls)
+        if missing := [f.name for f in own if f.default is MISSING and given.get(f.name) is None]:
+            raise ValueError(f"config lacks {', '.join(missing)}: is it a Llama's config.json?")
+        return cls(**{f.name: given[f.name] for f in own if f.name in given})
+
+    def to_hf(self) -> dict[str, Any]:
+        """What a Hugging Face `config.json` says of this model; `from_hf` reads it back."""
+        config = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.rope_scaling:
+            config["rope_scaling"]["rope_type"] = "llama3"
+        kind = "mistral" if self.sliding_window else "llama"
+        return {
+            "architectures": [f"{kind.title()}ForCausalLM"],
+            "model_type": kind,
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
-            "quantization_config": None,
+            **config,
         }
-        for key, implemented in only.items():
-            if config.get(key, implemented) != implemented:
-                raise ValueError(
-                    f"config has {key} = {config[key]!r}, but only {implemented!r} is implemented."
-                )
-        sizes = ["vocab_size", "hidden_size", "intermediate_size"]
-        sizes += ["num_hidden_layers", "num_attention_heads"]
-        if missing := [key for key in sizes if key not in config]:
-            raise ValueError(f"config lacks {', '.join(missing)}: is it a Llama's config.json?")
-        # since transformers 5 one dict holds what rope_theta and rope_scaling held before
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        optional = {
-            "head_dim": config.get("head_dim"),
-            "max_position_embeddings": config.get("max_position_embeddings"),
-            "rms_norm_eps": config.get("rms_norm_eps", 1e-6),  # Hugging Face's default
-            "rope_theta": rope.get("rope_theta", config.get("rope_theta")),
-            "tie_word_embeddings": config.get("tie_word_embeddings"),
-        }
-        return cls(
-            **{key: config[key] for key in sizes},
-            num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            rope_scaling=_rope_scaling(rope),
-            **{key: value for key, value in optional.items() if value is not None},
-        )
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
@@ -130,7 +146,7 @@ _V2 = {"max_position_embeddings": 4096}
 _V3 = {"vocab_size": 128256, "rope_theta": 500000.0, "max_position_embeddings": 8192}
 _V31 = _V3 | {"max_position_embeddings": 131072, "rope_scaling": RopeScaling(factor=8.0)}
 _V32 = _V31 | {"rope_scaling": RopeScaling(factor=32.0), "tie_word_embeddings": True}
-_SMOL = {"vocab_size": 49152, "rope_theta": 100000.0, "max_position_embeddings": 8192}
+_SMOL = {"vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True}
 
 PRESETS: dict[str, LlamaConfig] = {
     "llama-1-7b": _llama(32, 4096, 11008, 32, **_V1),
@@ -139,6 +155,8 @@ PRESETS: dict[str, LlamaConfig] = {
     "llama-1-65b": _llama(80, 8192, 22016, 64),
     "llama-2-7b": _llama(32, 4096, 11008, 32, **_V2),
     "llama-2-13b": _llama(40, 5120, 13824, 40, **_V2),
+    # never released: these are Code Llama 34B's sizes, which was trained from it
+    "llama-2-34b": _llama(48, 8192, 22016, 64, 8, **_V2),
     "llama-2-70b": _llama(80, 8192, 28672, 64, 8, **_V2),
     "llama-3-8b": _llama(32, 4096, 14336, 32, 8, **_V3),
     "llama-3-70b": _llama(80, 8192, 28672, 64, 8, **_V3),
@@ -147,9 +165,23 @@ PRESETS: dict[str, LlamaConfig] = {
     "llama-3.1-405b": _llama(126, 16384, 53248, 128, 8, **_V31),
     "llama-3.2-1b": _llama(16, 2048, 8192, 32, 8, **_V32),
     "llama-3.2-3b": _llama(28, 3072, 8192, 24, 8, **_V32),
-    "smollm2-135m": _llama(30, 576, 1536, 9, 3, tie_word_embeddings=True, **_SMOL),
+    "tinyllama-1.1b": _llama(22, 2048, 5632, 32, 4),
+    "smollm2-135m": _llama(30, 576, 1536, 9, 3, rope_theta=100000.0, **_SMOL),
+    "smollm2-360m": _llama(32, 960, 2560, 15, 5, rope_theta=100000.0, **_SMOL),
+    "smollm2-1.7b": _llama(24, 2048, 8192, 32, rope_theta=130000.0, **_SMOL),
     "tiny": _llama(2, 48, 128, 4, 2, vocab_size=256, max_position_embeddings=512),
 }
+
+
+def preset(name: str) -> LlamaConfig:
+    """The config of a published model, or the "tiny" one, by its name in `PRESETS`.
+
+    Raises ValueError for an unknown name.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0)[0]
+        raise ValueError(f"There is no preset {name!r}; the nearest is {near!r}.")
+    return PRESETS[name]
 
 
 @functools.lru_cache(maxsize=16)
@@ -162,13 +194,7 @@ def _frequencies(
     """
     frequencies = rope_frequencies(dim, base)
     if scaling is not None:
-        frequencies = llama3_frequencies(
-            frequencies,
-            scaling.factor,
-            scaling.low_freq_factor,
-            scaling.high_freq_factor,
-            scaling.original_max_position_embeddings,
-        )
+        frequencies = llama3_frequencies(frequencies, *astuple(scaling))
     return frequencies.to(device)
 
 
@@ -186,6 +212,7 @@ class TransformerBlock(nn.Module):
             config.num_attention_heads,
             config.num_key_value_heads,
             config.head_dim,
+            config.sliding_window,
         )
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
@@ -222,15 +249,17 @@ class LlamaModel(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """See `Llama.forward`."""
-        length = input_ids.shape[1]
         offset = cache[0].offset if cache else 0
+        length = input_ids.shape[-1]
+        self._check(input_ids, cache, attention_mask, offset + length)
         positions = torch.arange(offset, offset + length, device=input_ids.device)
-        mask = None
+        mask = cache[0].mask(length) if cache else None
         if attention_mask is not None:
-            real = attention_mask.bool()
-            mask = causal_mask(length, offset + length, offset, input_ids.device)
-            mask = mask & real[:, None, None, :]
-            positions = (real.long().cumsum(-1) - 1).clamp(min=0)[:, offset:]
+            own = attention_mask[:, offset:, None] == attention_mask[:, None, :]
+            own = own & (attention_mask != 0)[:, None, :]
+            own = own & causal_mask(length, offset + length, offset, input_ids.device)
+            positions = (own.sum(-1) - 1).clamp(min=0)  # a pad sees nothing
+            mask = own[:, None]
         c = self.config
         frequencies = _frequencies(c.head_dim, c.rope_theta, c.rope_scaling, input_ids.device)
         rope = rope_tables(positions, frequencies)  # once, for every layer
@@ -239,6 +268,44 @@ class LlamaModel(nn.Module):
         for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
             x = layer(x, rope, layer_cache, mask)
         return self.norm(x)
+
+    def _check(
+        self,
+        input_ids: Tensor,
+        cache: list[KVCache] | None,
+        attention_mask: Tensor | None,
+        total: int,
+    ) -> None:
+        weight = self.embed_tokens.weight
+        if input_ids.ndim != 2 or 0 in input_ids.shape:
+            raise ValueError(
+                f"input_ids must be (B, T) with at least one token, not {tuple(input_ids.shape)}."
+            )
+        if input_ids.dtype not in (torch.long, torch.int):
+            raise TypeError(f"input_ids must be whole numbers (torch.long), not {input_ids.dtype}.")
+        if input_ids.device != weight.device:
+            raise ValueError(
+                f"input_ids is on {input_ids.device}, the model on {weight.device}: "
+                "move one to the other."
+            )
+        if cache is not None:
+            held = [(c.offset, len(c.keys), c.keys.dtype, c.keys.device) for c in cache]
+            fits = (total - input_ids.shape[1], len(input_ids), weight.dtype, weight.device)
+            if held != [fits] * len(self.layers):
+                raise ValueError(
+                    f"cache does not fit: for these input_ids the model wants {len(self.layers)} "
+                    f"layers, {len(input_ids)} rows, {weight.dtype} on {weight.device}, as of "
+                    "new_cache."
+                )
+        if attention_mask is not None and (
+            attention_mask.shape != (len(input_ids), total)
+            or attention_mask.device != weight.device
+        ):
+            raise ValueError(
+                f"attention_mask must be (B, S) = {(len(input_ids), total)} on {weight.device}, "
+                f"cached positions included, not {tuple(attention_mask.shape)} on "
+                f"{attention_mask.device}."
+            )
 
 
 class Llama(nn.Module):
@@ -271,10 +338,15 @@ class Llama(nn.Module):
 
         `cache` comes from `new_cache` and is extended by these positions. `attention_mask` marks
         with 1 the real tokens of a batch padded on the left, those in the cache included; a pad's
-        own logits mean nothing. `logits_to_keep` computes only that many positions, the last ones.
+        own logits mean nothing. Several texts packed into one row are numbered 1, 2, 3 …: each
+        token sees its own text alone, whose positions count from 0. `logits_to_keep` computes only
+        that many positions, the last ones.
 
         Shapes: input_ids (B, T), attention_mask (B, S) with S = offset + T -> (B, T, V).
+        Raises ValueError or TypeError for what does not fit the model; nothing is cached then.
         """
+        if logits_to_keep is not None and logits_to_keep < 1:
+            raise ValueError(f"logits_to_keep must be at least 1, not {logits_to_keep}.")
         hidden = self.model(input_ids, cache, attention_mask)
         if logits_to_keep is not None:
             hidden = hidden[:, -logits_to_keep:]
@@ -283,17 +355,8 @@ class Llama(nn.Module):
     def new_cache(self, capacity: int, batch_size: int = 1) -> list[KVCache]:
         """An empty KV cache for each layer, with room for `capacity` positions."""
         c, weight = self.config, self.model.embed_tokens.weight
-        return [
-            KVCache(
-                batch_size,
-                c.num_key_value_heads,
-                capacity,
-                c.head_dim,
-                weight.dtype,
-                weight.device,
-            )
-            for _ in range(c.num_hidden_layers)
-        ]
+        shape = (batch_size, c.num_key_value_heads, capacity, c.head_dim)
+        return [KVCache(*shape, weight.dtype, weight.device) for _ in self.model.layers]
 
 
 def _initialize(module: nn.Module) -> None:
@@ -306,3 +369,22 @@ def count_parameters(config: LlamaConfig) -> int:
     """Number of parameters, tied ones counted once, from the config alone: no memory is taken."""
     with torch.device("meta"):
         return sum(p.numel() for p in Llama(config).parameters())
+
+
+@torch.no_grad()
+def is_causal(
+    model: Callable[[Tensor], Tensor], x: Tensor, other: Tensor, tolerance: float = 1e-5
+) -> bool:
+    """Whether no output of `model` depends on what comes after its position, as far as seen here.
+
+    x and `other` are two inputs: token ids, or vectors. If the two agree up to a position, then so
+    must the outputs; tried for each, with x up to there and `other` from there on.
+
+    Shapes: x and other (B, T) or (B, T, D); model (B, T, ...) -> (B, T, ...).
+    """
+    outputs = model(x)
+    for t in range(1, x.shape[1]):
+        changed = model(torch.cat([x[:, :t], other[:, t:]], dim=1))
+        if (changed[:, :t] - outputs[:, :t]).abs().max() > tolerance:
+            return False
+    return True

@@ -1,6 +1,7 @@
 """Small checkpoints, written here, through the same door as real ones."""
 
 import json
+import types
 from pathlib import Path
 
 import gguf
@@ -11,8 +12,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from llmkit import assets
-from llmkit.checkpoints import CheckpointError, load_checkpoint
-from llmkit.transformer import Llama
+from llmkit.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from llmkit.positions import llama3_frequencies, rope_frequencies
+from llmkit.transformer import PRESETS, Llama, LlamaConfig, RopeScaling
 from tests.llmkit.test_tokenization import METADATA, TOKENIZER, TOKENS
 
 SIZES = {
@@ -119,6 +121,23 @@ def test_wrong_config_is_named_with_its_place(tmp_path):
         load_checkpoint(directory)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", ["[1]", "{", '{"weight_map": 3, "hidden_size": []}'])
+def test_damaged_json(tmp_path, name, content):
+    directory = hf_directory(tmp_path, oracle(), "60KB")
+    (directory / name).write_text(content)
+    with pytest.raises(CheckpointError, match=r"cannot be loaded: .+"):
+        load_checkpoint(directory)
+
+
+def test_missing_shard_is_named(tmp_path):
+    directory = hf_directory(tmp_path, oracle(), "60KB")
+    shard = sorted(directory.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{directory} holds no {shard.name}"):
+        load_checkpoint(directory)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_missing_file_is_named(tmp_path, name):
     directory = hf_directory(tmp_path, oracle())
@@ -145,6 +164,102 @@ def test_names_and_paths(tmp_path, monkeypatch):
     assert asked == ["smollm2"]
 
 
+# saving
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+SHAPES = {
+    "plain": {},
+    "tied": {"tie_word_embeddings": True},
+    "scaled": {"rope_scaling": LLAMA3, "head_dim": 16},
+    "window": {"model_type": "mistral", "sliding_window": 5},
+}
+
+
+def ours(shape: str, dtype=torch.float32) -> Llama:
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig.from_hf(SIZES | SHAPES[shape])).to(dtype)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shard_bytes", [10**9, 60_000, 1])
+def test_saved_checkpoint_gives_the_same_logits_in_transformers_and_here(
+    tmp_path, shape, shard_bytes
+):
+    model, directory = ours(shape), tmp_path / "new" / "model"
+    save_checkpoint(model, directory, TOKENIZER, shard_bytes)
+    assert [path.name for path in directory.parent.iterdir()] == ["model"]
+    files = list(directory.glob("*.safetensors"))
+    assert (len(files) > 1) == (shard_bytes < 10**9)
+    assert shard_bytes == 1 or all(file.stat().st_size < shard_bytes + 20_000 for file in files)
+    theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    assert_same_logits(model, theirs)
+    again, tokenizer = load_checkpoint(directory)
+    assert again.config == model.config
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+    assert tokenizer.backend.to_str() == TOKENIZER.backend.to_str()
+    assert tokenizer.stop_ids == TOKENIZER.stop_ids
+    assert tokenizer.special_tokens == TOKENIZER.special_tokens
+    assert tokenizer.chat_template == TOKENIZER.chat_template
+
+
+def test_saved_tokenizer_is_transformers_too(tmp_path):
+    save_checkpoint(ours("plain"), tmp_path / "model", TOKENIZER)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    text, messages = "hello  12 é<|im_end|>", [{"role": "user", "content": "hello"}]
+    assert theirs.encode(text) == TOKENIZER.encode(text)
+    rendered = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == TOKENIZER.apply_chat_template(messages)
+
+
+def test_saved_dtype(tmp_path):
+    save_checkpoint(ours("tied", torch.bfloat16), tmp_path / "model", TOKENIZER)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+    assert {p.dtype for p in theirs.parameters()} == {torch.bfloat16}
+    assert set(load_file(tmp_path / "model" / "model.safetensors")) == set(
+        ours("tied").state_dict()
+    ) - {"lm_head.weight"}
+
+
+def test_no_other_file_is_touched(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").write_text("years of work")
+    for place in (tmp_path / "thesis", tmp_path / "thesis" / "text"):
+        with pytest.raises(FileExistsError, match=f"{place} is there already"):
+            save_checkpoint(ours("plain"), place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "text"]
+
+
+def test_failed_save_leaves_nothing_and_can_be_repeated(tmp_path):
+    fails_late = types.SimpleNamespace(backend=TOKENIZER.backend, stop_ids=TOKENIZER.stop_ids)
+    with pytest.raises(AttributeError, match="special_tokens"):
+        save_checkpoint(ours("plain"), tmp_path / "model", fails_late)
+    assert list(tmp_path.iterdir()) == []
+    save_checkpoint(ours("plain"), tmp_path / "model", TOKENIZER)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    load_checkpoint(tmp_path / "model")
+
+
+def test_a_model_with_other_layers_is_not_saved(tmp_path):
+    model = ours("plain")
+    model.model.layers[1].mlp.up_proj = torch.nn.Sequential(model.model.layers[1].mlp.up_proj)
+    with pytest.raises(ValueError, match=r"Only a plain Llama .*layers\.1\.mlp\.up_proj"):
+        save_checkpoint(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
 # GGUF
 
 GGUF_PARTS = {
@@ -169,8 +284,29 @@ def to_interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, model, kind=gguf.GGMLQuantizationType.F32, extra=None) -> Path:
-    """Write a GGUF file; give the model the weights that the file then holds."""
+def quantize(weight: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """As gguf does it; random blocks of the kinds that it can only read."""
+    if kind not in (gguf.GGMLQuantizationType.Q4_K, gguf.GGMLQuantizationType.Q6_K):
+        return gguf.quantize(weight, kind)
+    rng = np.random.default_rng(weight.size)
+    size, width = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (weight.size // size, width), dtype=np.uint8)
+    # the scales, float16: d and dmin first in Q4_K, d last in Q6_K
+    scales = rng.uniform(-1e-4, 1e-4, (len(blocks), 2)).astype(np.float16).view(np.uint8)
+    if kind == gguf.GGMLQuantizationType.Q4_K:
+        blocks[:, :4] = scales
+    else:
+        blocks[:, -2:] = scales[:, :2]
+    return blocks.reshape(weight.shape[0], -1)
+
+
+def write_gguf(
+    path: Path, model, kinds=gguf.GGMLQuantizationType.F32, extra=None, theta=700.0
+) -> Path:
+    """Write a GGUF file; give the model the weights that the file then holds.
+
+    `kinds` is the type of every matrix, or says which, given its name.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     c = model.config
     writer.add_block_count(c.num_hidden_layers)
@@ -180,7 +316,7 @@ def write_gguf(path: Path, model, kind=gguf.GGMLQuantizationType.F32, extra=None
     writer.add_head_count(c.num_attention_heads)
     writer.add_head_count_kv(c.num_key_value_heads)
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_rope_freq_base(SIZES["rope_theta"])
+    writer.add_rope_freq_base(theta)
     for key, value in METADATA.items():
         if isinstance(value, list):
             writer.add_array(key, value)
@@ -195,11 +331,12 @@ def write_gguf(path: Path, model, kind=gguf.GGMLQuantizationType.F32, extra=None
             writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     for name, parameter in model.named_parameters():
         weight = parameter.detach().numpy()
+        kind = kinds(name) if callable(kinds) else kinds
         heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}
         heads = heads.get(name.split(".")[-2])
         stored = to_interleaved(weight, heads) if heads else weight
         if weight.ndim == 2:
-            data = gguf.quantize(stored, kind)
+            data = quantize(stored, kind)
             values = gguf.dequantize(data, kind)
             if heads:  # back to halves
                 values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2)
@@ -230,12 +367,40 @@ def test_gguf(tmp_path, kind, tied):
     assert tokenizer.stop_ids == {0, 2} and tokenizer.chat_template == TOKENIZER.chat_template
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q4_K_M"])
+def test_gguf_with_superblocks(tmp_path, kind):
+    kinds = gguf.GGMLQuantizationType
+    theirs = oracle(hidden_size=256, intermediate_size=512, num_hidden_layers=1)
+    sensitive = ("down_proj", "v_proj", "embed_tokens")  # Q4_K_M keeps them in Q6_K
+    mixed = lambda name: kinds.Q6_K if name.split(".")[-2] in sensitive else kinds.Q4_K
+    path = write_gguf(tmp_path / "m.gguf", theirs, mixed if kind == "Q4_K_M" else kinds[kind])
+    model, _ = load_checkpoint(path)
+    for name, weight in theirs.named_parameters():
+        assert torch.equal(model.get_parameter(name), weight), name
+        assert weight.std() > 1e-4
+    assert_same_logits(model, theirs)
+
+
+def test_gguf_with_scaled_rope(tmp_path):
+    """llama.cpp's converter writes Llama 3's factors as a tensor, and no name of the scaling."""
+    scaling = LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192}
+    theirs = oracle(head_dim=16, rope_theta=5e5, rope_scaling=scaling)
+    plain = rope_frequencies(16, 5e5)
+    factors = (plain / llama3_frequencies(plain, 32.0)).numpy()
+    extra = {"rope_freqs.weight": factors, "llama.rope.scaling.type": "none"}
+    path = write_gguf(tmp_path / "m.gguf", theirs, extra=extra, theta=5e5)
+    model, _ = load_checkpoint(path)
+    assert model.config.rope_scaling == PRESETS["llama-3.2-1b"].rope_scaling == RopeScaling(32.0)
+    assert_same_logits(model, theirs)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         ({"llama.rope.scaling.type": "linear"}, "RoPE scaling 'linear'"),
         ({"llama.expert_count": 8}, "mixture of experts"),
-        ({"rope_freqs.weight": np.ones(8, np.float32)}, "it holds rope_freqs.weight"),
+        ({"rope_freqs.weight": np.full(8, 2, np.float32)}, r"rope_freqs\.weight is not Llama 3's"),
+        ({"rope_freqs.weight": np.ones(7, np.float32)}, r"rope_freqs\.weight is not Llama 3's"),
         ({"output_norm.bias": np.ones(64, np.float32)}, "it holds output_norm.bias"),
     ],
 )

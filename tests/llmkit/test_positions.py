@@ -262,6 +262,19 @@ def test_angles_stay_float32_whatever_x_is():
     torch.testing.assert_close(turned.double(), expected, rtol=1e-2, atol=1e-3)
 
 
+def test_gradients_in_float64():
+    """The angles stay float32, what is turned keeps its precision."""
+    x = normal(2, 2, 3, 4).double().requires_grad_()
+    positions, frequencies = torch.tensor([[0, 5, 2], [7, 1, 40]]), rope_frequencies(4)
+    for interleaved in (False, True):
+        torch.autograd.gradcheck(apply_rope, (x, positions, frequencies, interleaved))
+    q, k = normal(4).double().requires_grad_(), normal(4, seed=1).double().requires_grad_()
+    torch.autograd.gradcheck(relative_score, (q, k, 3, 8, frequencies))
+    torch.autograd.gradcheck(attention_without_positions, (x[0, 0].detach().requires_grad_(),))
+    table = normal(9, 3).double().requires_grad_()
+    torch.autograd.gradcheck(learned_positions, (table, positions.clamp(max=8)))
+
+
 # Llama 3's bands
 
 
