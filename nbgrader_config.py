@@ -20,5 +20,8 @@ c.Autograde.autograde_preprocessors = [
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
 
+# What lateness costs: "none", "zero" for all, or say with AssignLatePenalties.plugin_class.
+c.LateSubmissionPlugin.penalty_method = "none"
+
 # Formgrader and feedback would show a written answer's HTML as it is, scripts included.
 c.HTMLExporter.filters = {"markdown2html": "autograder.nbgrader_plugin.harmless_markdown"}

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 from autograder.check import Exercise, Question
 from autograder.course import DEMO, SOLUTION, Chapter, chapters, checks_of, graded_call
@@ -120,14 +121,17 @@ def instructor_notebook(text: str, exercises: dict[str, Exercise], file: str) ->
         raise BuildError(f"{open_solution[1]}: no check(...) follows this solution cell.")
     if unchecked := [name for name in exercises if name not in seen]:
         raise BuildError(f"{file}: never checks {', '.join(unchecked)}.")
-    _identify(cells)
+    identify(cells)
     return nbformat.v4.new_notebook(
         cells=cells, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}}
     )
 
 
-def release(notebook: NotebookNode) -> NotebookNode:
-    """What students get: the steps of `nbgrader generate_assignment`, without its gradebook."""
+def release(notebook: NotebookNode, settings: Config | None = None) -> NotebookNode:
+    """What students get: the steps of `nbgrader generate_assignment`, without its gradebook.
+
+    settings:  nbgrader's, of a course that has its own. Hidden tests stay: no chapter has any.
+    """
     try:
         from nbgrader import preprocessors as steps
     except ImportError:
@@ -135,13 +139,14 @@ def release(notebook: NotebookNode) -> NotebookNode:
 
     notebook, resources = nbformat.from_dict(notebook), {}
     for step in (
+        steps.IncludeHeaderFooter,
         steps.LockCells,
         steps.ClearSolutions,
         steps.ClearOutput,
         steps.CheckCellMetadata,
         steps.ComputeChecksums,
     ):
-        notebook, resources = step().preprocess(notebook, resources)
+        notebook, resources = step(config=settings).preprocess(notebook, resources)
     return notebook
 
 
@@ -294,7 +299,7 @@ def _defined(source: str, place: str) -> set[str]:
     return names
 
 
-def _identify(cells: list[NotebookNode]) -> None:
+def identify(cells: list[NotebookNode]) -> None:
     """Give each cell an id that lasts: the exercise's, or one made of its text."""
     taken: set[str] = set()
     for cell in cells:

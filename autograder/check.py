@@ -5,8 +5,9 @@ the same one.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,12 +51,21 @@ class Misconception:
 
 @dataclass(frozen=True)
 class Check:
-    """An exercise that asks for a function.
+    """An exercise that asks for a function, or for a class.
 
-    reference:      the correct function, from llmkit
+    reference:      the correct one, from llmkit
     cases:          (rng) -> cases; called anew for every run, so that no run can damage another's
     variants:       correct implementations in other styles; the tests prove that they pass
     tolerance:      (rtol, atol) where the default of the dtype does not fit
+    parts:          title -> points, for partial credit; all or nothing without it
+    probe:          (implementation, *arguments of a case) -> plain data, where a call is not
+                    enough: makes an object of the class, gives it weights, says what it does
+
+    A part is earned whole, when every case of its title passes, so what is earned is a whole
+    number. A case of no part belongs to all of them: while it fails, nothing is earned. The points
+    of the parts add up to those of the check.
+
+    Raises ValueError if they do not; `draw` raises it for a part of which no case is drawn.
     """
 
     reference: Callable
@@ -65,20 +75,34 @@ class Check:
     variants: Sequence[Callable] = ()
     tolerance: tuple[float, float] | None = None
     name: str = ""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    probe: Callable | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.reference.__name__)
+        if self.parts and sum(self.parts.values()) != self.points:
+            raise ValueError(
+                f"the parts of {self.name} are worth {sum(self.parts.values())} points and the "
+                f"check {self.points}: make them agree."
+            )
 
     def draw(self, seed: str) -> list[Case]:
         """The cases of one seed. The same seed gives the same cases on every machine."""
         digest = hashlib.sha256(f"{self.name}\0{seed}".encode()).digest()
         rng = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        return list(self.cases(rng))
+        cases = list(self.cases(rng))
+        if undrawn := self.parts.keys() - {case.title for case in cases}:
+            raise ValueError(f"{self.name} draws no case for its part {min(undrawn)!r}.")
+        return cases
 
-    def outcomes(self, function: Callable, seed: str) -> list[Outcome]:
-        """What `function` makes of each case of the seed, on arguments of its own."""
-        return [case.outcome(function) for case in self.draw(seed)]
+    def call_of(self, implementation: Callable) -> Callable:
+        """What is called with the arguments of a case: the implementation, or the probe of it."""
+        return partial(self.probe, implementation) if self.probe else implementation
+
+    def outcomes(self, implementation: Callable, seed: str) -> list[Outcome]:
+        """What an implementation makes of each case of the seed, on arguments of its own."""
+        return [case.outcome(self.call_of(implementation)) for case in self.draw(seed)]
 
 
 @dataclass(frozen=True)
@@ -97,4 +121,20 @@ class Question:
     tolerance: tuple[float, float] | None = None
 
 
-Exercise = Check | Question
+@dataclass(frozen=True)
+class Asserts:
+    """An exercise whose graded cell judges it by itself: plain asserts, as nbgrader has them.
+
+    They run in the student's own process, so unlike a check's verdict theirs can be forged.
+
+    source:  the graded cell, with the hidden tests that the release lacks
+    hidden:  the numbers of the lines, from 1, that no student sees
+    """
+
+    name: str
+    points: float
+    source: str
+    hidden: frozenset[int] = frozenset()
+
+
+Exercise = Check | Question | Asserts

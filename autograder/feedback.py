@@ -1,7 +1,8 @@
 """Verdicts as the outputs of a notebook's graded cells.
 
-nbgrader reads a score off a graded cell's outputs (an error is 0, none is full marks), and its
-feedback and formgrader show them. So a judged notebook is an ordinary autograded one.
+nbgrader reads a score off a graded cell's outputs (an error is 0, a number as the cell's result is
+partial credit, none is full marks), and its feedback and formgrader show them. So a judged notebook
+is an ordinary autograded one.
 """
 
 from collections.abc import Iterable
@@ -30,7 +31,11 @@ def _outputs(verdict: Verdict) -> list[NotebookNode]:
     # longer than the judging.
     card = {"text/plain": as_text(verdict), "text/html": as_html(verdict)}
     outputs = [{"output_type": "display_data", "data": card, "metadata": {}}]
-    if not verdict.correct:
+    if verdict.status == "partial":
+        score = {"text/plain": repr(verdict.earned)}
+        result = {"output_type": "execute_result", "execution_count": None, "metadata": {}}
+        outputs.append(result | {"data": score})
+    elif not verdict.correct:
         headline = printable(verdict.headline)
         message = f"CheckFailed: {headline}"
         error = {"ename": "CheckFailed", "evalue": headline, "traceback": [message]}

@@ -12,11 +12,17 @@ import multiprocessing
 import os
 import secrets
 import time
-from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    ProcessPoolExecutor,
+    wait,
+)
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
-from importlib import resources
+from itertools import islice
 from pathlib import Path
 
 import nbformat
@@ -24,16 +30,36 @@ import torch
 from nbformat import NotebookNode
 from nbgrader.api import Gradebook
 
-from autograder.build import instructor_notebook, release
-from autograder.course import Chapter, chapters, checks_of, find_chapter
+from autograder.build import release
+from autograder.course import Chapter, find_chapter
 from autograder.feedback import with_verdicts
-from autograder.gradebook import graded_students, open_gradebook, record, register_chapter
+from autograder.fingerprint import of_exercise, of_notebook, versions
+from autograder.gradebook import (
+    Registered,
+    graded_students,
+    open_gradebook,
+    record,
+    register,
+)
 from autograder.graded import Graded, RecordError, record_path, write_atomically
 from autograder.judge import judge_submission
+from autograder.masters import Master, chapter_from, chapter_master, masters
 from autograder.practice import PRACTICE_SEED
 from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
-from autograder.submission import Found, find_submissions, merged, read_submission
-from autograder.verdict import lost
+from autograder.settings import SettingsError, nbgrader_settings
+from autograder.submission import Found, find_submissions, read_submission
+from autograder.verdict import Verdict, lost
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is the same for all who hand in one notebook; the digests are those of `Graded`."""
+
+    master: Master
+    limits: Limits
+    secret: bytes  # of the course: the seeds of the hidden cases are drawn from it
+    basis: str
+    checks: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -41,12 +67,8 @@ class Job:
     """One notebook to grade: all that a process needs for it, wherever that process runs."""
 
     found: Found
-    chapter: Chapter
-    release: str  # the blank notebook's text: cheaper to send than its nodes, and parsed once
-    limits: Limits
-    secret: bytes  # of the course: the seeds of the hidden cases are drawn from it
-    basis: str  # digest of all that the grade depends on, but for the submission
-    known: Graded | None  # the record of an earlier run
+    terms: Terms
+    known: Graded | None = None  # the record of an earlier run
 
 
 def grade_class(
@@ -57,49 +79,61 @@ def grade_class(
     limits: Limits | None = None,
     jobs: int | None = None,
     executor: Executor | None = None,
+    dry_run: bool = False,
     progress: Callable[[Graded, int, int], None] = lambda graded, done, total: None,
+    changed: Callable[[Graded, Graded], None] = lambda before, after: None,
 ) -> list[Graded]:
     """Grade the submissions in a course's folder; write the gradebook and autograded/.
 
-    course:    a folder with solutions/ and submitted/STUDENT/CHAPTER/CHAPTER.ipynb
-    chapter:   only this one ("02-losses"); all that are in solutions/ otherwise
+    course:    a folder with submitted/STUDENT/CHAPTER/CHAPTER.ipynb, and solutions/ or an nbgrader
+               course's source/
+    chapter:   only this one ("02-losses"), or this assignment; all that are there otherwise
     db_url:    the gradebook as an SQLAlchemy URL; gradebook.db in the folder otherwise
+    limits:    what a submission may use; `course_limits` otherwise
     jobs:      how many processes judge; one for each core otherwise
     executor:  takes the place of those processes
+    dry_run:   judge, and write nothing
     progress:  called with each record, how many are done, and of how many
+    changed:   called with the record of an earlier run and the new one, where a verdict differs,
+               before the new one is written
+
+    What was graded before with the same submission, checks and versions is not graded again; where
+    only checks have changed, only their exercises are.
 
     Raises SandboxUnavailable, with nothing graded, where the sandbox cannot be had, GradebookError
     and RuntimeError where the database or a process fails. What was finished is kept.
     """
     course = course.resolve()
     db_url = db_url or f"sqlite:///{course / 'gradebook.db'}"
-    limits = limits or Limits()
+    limits = limits or course_limits(course)
     jobs = jobs or os.cpu_count() or 1
     graded = []
     with executor or _processes(jobs) as pool:
         # Sandboxes take seconds to start: they do while the gradebook is opened.
         warming = [pool.submit(_warm, limits) for _ in range(jobs)]
-        with open_gradebook(db_url) as gradebook:
-            todo: list[Job] = []
-            for each in [find_chapter(chapter)] if chapter else chapters(course):
-                register_chapter(gradebook, db_url, each.slug, blank_notebook(course, each))
-                in_gradebook = graded_students(gradebook, each.slug)
-                job = job_of(course, each, limits)
-                for found in find_submissions(course, each.slug):
-                    known = None
-                    if found.student in in_gradebook:
-                        with contextlib.suppress(RecordError):
-                            known = Graded.load(record_path(course, found.student, each.slug))
-                    todo.append(job(found, known))
+        with contextlib.nullcontext() if dry_run else open_gradebook(db_url) as gradebook:
+            todo: list[tuple[Found, Terms, bool]] = []
+            registered: dict[str, Registered] = {}
+            for master in masters(course, chapter):
+                in_gradebook = None
+                if gradebook:
+                    registered[master.label] = register(gradebook, db_url, master)
+                    in_gradebook = graded_students(gradebook, master.assignment, master.name)
+                terms = terms_of(course, master, limits)
+                for found in find_submissions(course, master.assignment, master.name):
+                    known = in_gradebook is None or found.student in in_gradebook
+                    todo.append((found, terms, known))
             try:
                 for warmed in warming:
                     warmed.result()
-                # No list of the futures is kept: they would hold all notebooks in memory.
-                finished = as_completed(pool.submit(grade_notebook, job) for job in todo)
-                for done, future in enumerate(finished, start=1):
-                    result, notebook = future.result()
-                    if notebook:
-                        _bring_home(course, gradebook, result, notebook)
+                work = (_job(course, *each) for each in todo)
+                finished = _finished(pool, work, at_once=4 * jobs)
+                for done, (known, result, notebook) in enumerate(finished, start=1):
+                    if known and known.changes(result):
+                        changed(known, result)
+                    if gradebook and notebook:
+                        cells = registered[result.chapter]
+                        _bring_home(course, gradebook, cells, result, notebook)
                     graded.append(result)
                     progress(result, done, len(todo))
             except BrokenExecutor:
@@ -113,6 +147,53 @@ def grade_class(
     return sorted(graded, key=lambda one: (one.chapter, one.student))
 
 
+def course_limits(course: Path, changes: Mapping[str, float] | None = None) -> Limits:
+    """The limits of a course: ours, `c.Judge.limits` of its nbgrader_config.py, then `changes`.
+
+    Raises SettingsError for a limit that does not exist or a value that is none.
+    """
+    settings = nbgrader_settings(course.resolve(), "")
+    kinds = {limit.name: limit.type for limit in fields(Limits)}
+    found = dict(settings.Judge.get("limits", {})) | dict(changes or {})
+    for name, value in found.items():
+        if name not in kinds:
+            raise SettingsError(f"There is no limit {name!r}: there are {', '.join(kinds)}.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**60:
+            raise SettingsError(f"The limit {name} is {value!r}: it must be a number above 0.")
+    return Limits(**{name: kinds[name](value) for name, value in found.items()})
+
+
+def terms_of(course: Path, master: Master, limits: Limits) -> Terms:
+    """What all jobs of a notebook share, read once."""
+    checks = {name: of_exercise(exercise) for name, exercise in master.exercises.items()}
+    return Terms(master, limits, _secret(course), of_notebook(master, limits), checks)
+
+
+def _job(course: Path, found: Found, terms: Terms, graded_before: bool) -> Job:
+    known = None
+    if graded_before:
+        with contextlib.suppress(RecordError):
+            known = Graded.load(record_path(course, found.student, terms.master.label))
+    return Job(found, terms, known)
+
+
+def _finished(
+    pool: Executor, jobs: Iterable[Job], at_once: int
+) -> Iterator[tuple[Graded | None, Graded, NotebookNode | None]]:
+    """What each job knew before and its result, as they come.
+
+    No more are under way at once, so that a slow writer does not fill the memory with notebooks.
+    """
+    jobs, running = iter(jobs), {}
+    while True:
+        for job in islice(jobs, at_once - len(running)):
+            running[pool.submit(grade_notebook, job)] = job.known
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(future), *future.result()
+
+
 def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
     """Judge one notebook: its record, and the notebook with the verdicts under its graded cells.
 
@@ -124,42 +205,64 @@ def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
         if not problem:
             return _grade_notebook(job)
     except SandboxUnavailable as error:
-        who = f"{job.found.student!a}, {job.chapter.slug}"
+        who = f"{job.found.student!a}, {job.terms.master.label}"
         raise SandboxUnavailable(f"Grading stopped at {who}. {error}") from None
     except Exception as error:  # a fault of ours: it must not stop the class
         problem = f"not graded, for the grader itself failed: {type(error).__name__}: {error}"
-    verdicts = tuple(lost(e, problem) for e in checks_of(job.chapter.slug).values())
-    return Graded(job.found.student, job.chapter.slug, verdicts, (problem,)), None
+    master = job.terms.master
+    verdicts = tuple(lost(e, problem, "ungraded") for e in master.exercises.values())
+    return Graded(job.found.student, master.label, verdicts, (problem,)), None
 
 
 def _grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
     start = time.perf_counter()
-    found, chapter = job.found, job.chapter
-    blank = _parsed(job.release)
-    submission = read_submission(found.path, blank)
-    basis = f"{job.basis}\0{found.student}\0{chapter.slug}\0{submission.digest}"
-    seed = hmac.new(job.secret, basis.encode(), hashlib.sha256).hexdigest()
-    key = hashlib.sha256(seed.encode()).hexdigest()
-    if job.known and job.known.key == key:
+    found, terms, master = job.found, job.terms, job.terms.master
+    submission = read_submission(found.path, master.released, master.own_cells)
+    whose = f"{found.student}\0{master.label}"
+    now = Graded(
+        found.student,
+        master.label,
+        (),
+        tuple(submission.problems),
+        hmac.new(terms.secret, whose.encode(), hashlib.sha256).hexdigest(),
+        submission.digest,
+        terms.basis,
+        terms.checks,
+        versions(),
+    )
+    standing = _standing(job.known, now)
+    if standing is not None and len(standing) == len(master.exercises):
         return job.known, None
-    judging = partial(judge_submission, _sandbox(job.limits), chapter.slug, submission, seed)
+    judging = partial(
+        judge_submission, _sandbox(terms.limits), master, submission, now.seed, known=standing or ()
+    )
     try:
         verdicts = judging()
     except SandboxUnavailable:  # its parent was killed, say; the next worker gets another
         verdicts = judging()
-    notebook = with_verdicts(merged(blank, submission), verdicts)
     seconds = time.perf_counter() - start
-    problems = tuple(submission.problems)
-    return Graded(found.student, chapter.slug, tuple(verdicts), problems, key, seconds), notebook
+    notebook = with_verdicts(submission.notebook, verdicts)
+    return replace(now, verdicts=tuple(verdicts), seconds=seconds), notebook
 
 
-def _bring_home(course: Path, gradebook: Gradebook, result: Graded, notebook: NotebookNode) -> None:
+def _standing(known: Graded | None, now: Graded) -> list[Verdict] | None:
+    """The verdicts of an earlier record that would come out again; None where all must be new."""
+    made_from = lambda one: (one.seed, one.submission, one.basis)
+    if known is None or made_from(known) != made_from(now):
+        return None
+    same = {name for name, check in now.checks.items() if known.checks.get(name) == check}
+    return [verdict for verdict in known.verdicts if verdict.exercise in same]
+
+
+def _bring_home(
+    course: Path, gradebook: Gradebook, cells: Registered, result: Graded, notebook: NotebookNode
+) -> None:
     """Write the judged notebook, then its grade, then its record, which vouches for the others."""
-    folder = course / "autograded" / result.student / result.chapter
+    folder = course / "autograded" / result.student / result.assignment
     # nbformat's writer would validate what we have just built, and indent it in pure Python
     text = json.dumps(notebook, ensure_ascii=False)
-    write_atomically(folder / f"{result.chapter}.ipynb", text)
-    record(gradebook, result.student, result.chapter, notebook)
+    write_atomically(folder / f"{result.notebook}.ipynb", text)
+    record(gradebook, cells, result.student, notebook)
     result.save(record_path(course, result.student, result.chapter))
 
 
@@ -175,26 +278,17 @@ def check_notebook(path: Path, chapter: str = "", trusted: bool = False) -> Grad
     if any("### BEGIN SOLUTION" in cell.source for cell in notebook.cells):
         notebook = release(notebook)  # an instructor's
     submission = read_submission(path, notebook)
+    master = chapter_from(notebook, taught)
     with Sandbox(Limits(), trusted=trusted) as sandbox:
-        verdicts = judge_submission(sandbox, taught.slug, submission, PRACTICE_SEED, False)
+        verdicts = judge_submission(sandbox, master, submission, PRACTICE_SEED, False)
     seconds = time.perf_counter() - start
-    return Graded("", taught.slug, tuple(verdicts), tuple(submission.problems), "", seconds)
+    problems = tuple(submission.problems)
+    return Graded("", taught.slug, tuple(verdicts), problems, PRACTICE_SEED, seconds=seconds)
 
 
-@cache
-def job_of(course: Path, chapter: Chapter, limits: Limits) -> Callable[..., Job]:
-    """What all jobs of a chapter share, read once: call the result with who and what is known."""
-    blank = nbformat.writes(blank_notebook(course, chapter), version=4)
-    secret, basis = _secret(course), _basis(chapter, blank, limits)
-    return lambda found, known=None: Job(found, chapter, blank, limits, secret, basis, known)
-
-
-@cache
 def blank_notebook(course: Path, chapter: Chapter) -> NotebookNode:
     """What students were given, made anew from the chapter's source."""
-    source = chapter.source(course)
-    text = source.read_text(encoding="utf-8")
-    return release(instructor_notebook(text, checks_of(chapter.slug), source.name))
+    return chapter_master(course, chapter).released
 
 
 def _processes(jobs: int) -> Executor:
@@ -205,11 +299,6 @@ def _processes(jobs: int) -> Executor:
 def _warm(limits: Limits) -> None:
     """Start this process's sandbox. Raises SandboxUnavailable."""
     _sandbox(limits)
-
-
-@cache
-def _parsed(text: str) -> NotebookNode:
-    return nbformat.reads(text, as_version=4)
 
 
 @cache
@@ -226,12 +315,3 @@ def _secret(course: Path) -> bytes:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_atomically(path, secrets.token_hex(32))
     return bytes.fromhex(path.read_text())
-
-
-def _basis(chapter: Chapter, blank: str, limits: Limits) -> str:
-    """Digest of what a grade depends on, but for the submission: checks, release, versions."""
-    code = [path for path in resources.files("autograder").rglob("*.py")]
-    code += [resources.files("llmkit") / f"{module}.py" for module in chapter.modules]
-    texts = [path.read_text(encoding="utf-8") for path in sorted(code) if path.is_file()]
-    texts += [blank, torch.__version__, repr(limits)]
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()

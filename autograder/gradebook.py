@@ -5,11 +5,13 @@ formgrader, feedback and export go on working; only the judging was done elsewhe
 """
 
 import copy
+import fcntl
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -25,11 +27,15 @@ from nbgrader.api import (
     Student,
     SubmittedAssignment,
     SubmittedNotebook,
+    TaskCell,
 )
 from nbgrader.preprocessors import SaveCells
 from nbgrader.utils import compute_checksum, determine_grade, is_grade, is_solution
-from sqlalchemy import make_url, select
+from sqlalchemy import bindparam, insert, make_url, select, update
 from sqlalchemy.exc import IntegrityError, SAWarning, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from autograder.masters import Master
 
 COURSE_ID = "llm"
 
@@ -49,7 +55,9 @@ def open_gradebook(db_url: str) -> Iterator[Gradebook]:
     # nbgrader asks the `alembic` command for its schema version: it stands beside this Python.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     try:
-        with Gradebook(db_url, COURSE_ID) as gradebook:
+        with _alone(db_url):
+            opened = Gradebook(db_url, COURSE_ID)
+        with opened as gradebook:
             yield gradebook
     except (SQLAlchemyError, InvalidEntry) as error:
         cause = " ".join(str(getattr(error, "orig", None) or error).split())
@@ -59,67 +67,121 @@ def open_gradebook(db_url: str) -> Iterator[Gradebook]:
         ) from error
 
 
-def register_chapter(gradebook: Gradebook, db_url: str, chapter: str, blank: NotebookNode) -> None:
-    """Tell the gradebook a released chapter's cells and points, as nbgrader does on release."""
-    gradebook.update_or_create_assignment(chapter)
-    resources = {"nbgrader": {"notebook": chapter, "assignment": chapter, "db_url": db_url}}
-    SaveCells().preprocess(copy.deepcopy(blank), resources)
+@contextmanager
+def _alone(db_url: str) -> Iterator[None]:
+    """One grader at a time where nbgrader looks whether there are tables, and makes them."""
+    url = make_url(db_url)
+    if url.get_backend_name() != "sqlite" or not url.database:
+        yield
+        return
+    folder = os.open(Path(url.database).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
-def record(gradebook: Gradebook, student: str, chapter: str, notebook: NotebookNode) -> None:
+@dataclass(frozen=True)
+class Registered:
+    """A notebook in the gradebook: its id, its assignment's, and its cells' by their grade_id."""
+
+    notebook: str
+    assignment: str
+    graded: dict[str, str]
+    answered: dict[str, str]  # those that take a comment
+
+
+def register(gradebook: Gradebook, db_url: str, master: Master) -> Registered:
+    """Tell the gradebook a notebook's cells and points, as nbgrader does on release."""
+    gradebook.update_or_create_assignment(master.assignment)
+    names = {"notebook": master.name, "assignment": master.assignment, "db_url": db_url}
+    SaveCells().preprocess(copy.deepcopy(master.notebook), {"nbgrader": names})
+    notebook, assignment = gradebook.db.execute(
+        select(Notebook.id, Notebook.assignment_id)
+        .join(Assignment)
+        .where(Assignment.name == master.assignment)
+        .where(Notebook.name == master.name)
+    ).one()
+    grades, solutions, tasks = (
+        dict(gradebook.db.execute(select(k.name, k.id).where(k.notebook_id == notebook)).all())
+        for k in (GradeCell, SolutionCell, TaskCell)
+    )
+    return Registered(notebook, assignment, grades | tasks, solutions | tasks)
+
+
+def record(
+    gradebook: Gradebook, registered: Registered, student: str, notebook: NotebookNode
+) -> None:
     """Write the scores of one judged notebook, whose graded cells carry the verdicts' outputs.
 
     A score that a person gave is kept, and its cell is marked for another look. All in one
     transaction, by ids: nbgrader's own way takes some forty queries and three commits.
     """
     try:
-        _record(gradebook, student, chapter, notebook)
+        _record(gradebook.db, registered, student, notebook)
     except IntegrityError:  # another grader has made the same rows a moment ago
         gradebook.db.rollback()
-        _record(gradebook, student, chapter, notebook)
+        _record(gradebook.db, registered, student, notebook)
 
 
-def graded_students(gradebook: Gradebook, chapter: str) -> set[str]:
-    """The students who have a submission of the chapter in the gradebook."""
-    return {submission.student_id for submission in gradebook.assignment_submissions(chapter)}
-
-
-def _record(gradebook: Gradebook, student: str, chapter: str, notebook: NotebookNode) -> None:
-    db = gradebook.db
-    master = db.execute(
-        select(Notebook).join(Assignment).where(Assignment.name == chapter)
-    ).scalar_one()
-    grade_cells, solution_cells = (
-        dict(db.execute(select(kind.name, kind.id).where(kind.notebook_id == master.id)).all())
-        for kind in (GradeCell, SolutionCell)
+def graded_students(gradebook: Gradebook, assignment: str, name: str) -> set[str]:
+    """The students who have a submission of the notebook `name` in the gradebook."""
+    rows = gradebook.db.scalars(
+        select(SubmittedAssignment.student_id)
+        .join(SubmittedNotebook, SubmittedNotebook.assignment_id == SubmittedAssignment.id)
+        .join(Notebook, Notebook.id == SubmittedNotebook.notebook_id)
+        .join(Assignment, Assignment.id == Notebook.assignment_id)
+        .where(Assignment.name == assignment)
+        .where(Notebook.name == name)
     )
-    submitted = db.execute(
-        select(SubmittedNotebook)
-        .join(SubmittedAssignment)
-        .where(SubmittedAssignment.student_id == student)
-        .where(SubmittedNotebook.notebook_id == master.id)
-    ).scalar_one_or_none()
-    if submitted is None:
-        if db.get(Student, student) is None:
-            db.add(Student(id=student))
-        assignment = SubmittedAssignment(assignment_id=master.assignment_id, student_id=student)
-        submitted = SubmittedNotebook(
-            notebook_id=master.id,
-            assignment=assignment,
-            grades=[Grade(cell_id=cell) for cell in grade_cells.values()],
-            comments=[Comment(cell_id=cell) for cell in solution_cells.values()],
-        )
-        db.add(submitted)
-    grades = {grade.cell_id: grade for grade in submitted.grades}
-    comments = {comment.cell_id: comment for comment in submitted.comments}
+    return set(rows)
+
+
+def _record(db: Session, cells: Registered, student: str, notebook: NotebookNode) -> None:
+    submitted = _submitted(db, cells, student)
+    grades, comments = Grade.__table__, Comment.__table__
+    for table, wanted in ((grades, cells.graded), (comments, cells.answered)):
+        there = set(db.scalars(select(table.c.cell_id).where(table.c.notebook_id == submitted)))
+        new = [{"cell_id": i, "notebook_id": submitted} for i in wanted.values() if i not in there]
+        if new:
+            db.execute(insert(table), new)
+    manual = select(grades.c.cell_id).where(grades.c.notebook_id == submitted)
+    by_hand = set(db.scalars(manual.where(grades.c.manual_score.is_not(None))))
+    scores, remarks = [], []
     for cell in notebook.cells:
         if is_grade(cell):
-            grade = grades[grade_cells[cell.metadata.nbgrader.grade_id]]
-            grade.auto_score, _ = determine_grade(cell)
-            by_hand = grade.manual_score is not None or grade.auto_score is None
-            grade.needs_manual_grade = by_hand
+            i = cells.graded[cell.metadata.nbgrader.grade_id]
+            score, _ = determine_grade(cell)
+            look = score is None or i in by_hand
+            scores.append({"i": i, "auto_score": score, "needs_manual_grade": look})
         if is_solution(cell):
-            comment = comments[solution_cells[cell.metadata.nbgrader.grade_id]]
+            i = cells.answered[cell.metadata.nbgrader.grade_id]
             untouched = cell.metadata.nbgrader.get("checksum") == compute_checksum(cell)
-            comment.auto_comment = "No response." if untouched else None
+            remarks.append({"i": i, "auto_comment": "No response." if untouched else None})
+    for table, rows in ((grades, scores), (comments, remarks)):
+        if rows:
+            ours = (table.c.notebook_id == submitted) & (table.c.cell_id == bindparam("i"))
+            db.connection().execute(update(table).where(ours), rows)
     db.commit()
+
+
+def _submitted(db: Session, cells: Registered, student: str) -> str:
+    """The id of the student's notebook, which is made the first time."""
+    whole, mine = SubmittedAssignment.__table__, SubmittedNotebook.__table__
+    folder = db.scalar(
+        select(whole.c.id)
+        .where(whole.c.assignment_id == cells.assignment)
+        .where(whole.c.student_id == student)
+    )
+    if folder is None:
+        if db.scalar(select(Student.id).where(Student.id == student)) is None:
+            db.execute(insert(Student.__table__), {"id": student})
+        row = {"assignment_id": cells.assignment, "student_id": student}
+        folder = db.execute(insert(whole), row).inserted_primary_key[0]
+    here = (mine.c.assignment_id == folder) & (mine.c.notebook_id == cells.notebook)
+    found = db.scalar(select(mine.c.id).where(here))
+    if found is None:
+        row = {"assignment_id": folder, "notebook_id": cells.notebook}
+        found = db.execute(insert(mine), row).inserted_primary_key[0]
+    return found

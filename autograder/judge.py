@@ -4,10 +4,14 @@ The judge is trusted and runs nothing of the student's. What it gets from a work
 """
 
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache
 
-from autograder.check import Check, Exercise
-from autograder.course import allowed_modules, checks_of
+from autograder.cells import source_of
+from autograder.check import Asserts, Check, Exercise
 from autograder.inside.outcome import Error, Outcome
+from autograder.masters import Master
 from autograder.sandbox import Sandbox, Worker, WorkerDied
 from autograder.submission import Submission
 from autograder.verdict import Verdict, judge, lost
@@ -17,41 +21,67 @@ STUB = {"autograder/__init__.py": "def check(*_): ...\n\n\ncheck_answer = check\
 
 
 def judge_submission(
-    sandbox: Sandbox, chapter: str, submission: Submission, seed: str, hidden: bool = True
+    sandbox: Sandbox,
+    master: Master,
+    submission: Submission,
+    seed: str,
+    hidden: bool = True,
+    known: Iterable[Verdict] = (),
 ) -> list[Verdict]:
-    """The verdicts on a chapter's exercises, in the chapter's order.
+    """The verdicts on a notebook's exercises, in the notebook's order.
+
+    known:  verdicts that stand: their exercises are not judged again
 
     The cells run from top to bottom, and each exercise is judged at its place, as in the notebook.
     A step that ends the worker costs its own exercise: a fresh worker runs the steps before it
     again, leaves it out, and goes on behind it. With `hidden` no verdict holds a case's values.
+
+    Asserts run where they stand, in the worker, and the judge believes what it says of them.
     """
-    exercises = checks_of(chapter)
+    exercises = master.exercises
+    if submission.unreadable:
+        return [lost(exercise, submission.unreadable) for exercise in exercises.values()]
     verdicts = {
         name: lost(exercise, submission.missing[name])
         for name, exercise in exercises.items()
         if name in submission.missing
-    }
-    deadly: set[int] = set()
+    } | {verdict.exercise: verdict for verdict in known}
+    deadly: dict[int, str] = {}  # a step that ended its worker, and how
     deadline = time.monotonic() + sandbox.limits.wall_per_submission
     while time.monotonic() < deadline:
         errors: dict[str, Error] = {}  # what the exercises' own cells raised
+        secrets = False  # whether the worker has seen hidden tests, and could tell of them
+        broken = ""  # the last cell that failed, and how: why a name is not defined
         place = 0
         try:
-            with sandbox.worker(allowed_modules(chapter) | STUB) as worker:
+            with sandbox.worker(master.modules | STUB, dict(master.beside)) as worker:
                 for place, step in enumerate(submission.steps):
-                    if place in deadly or (step.kind == "check" and step.exercise in verdicts):
+                    if place in deadly:
+                        broken = f"{step.exercise or 'an earlier cell'} {deadly[place]}"
                         continue
-                    if step.kind == "check":
-                        exercise = exercises[step.exercise]
+                    if step.kind != "check":
+                        if error := worker.run(step.source).error:
+                            errors[step.exercise] = error
+                            if step.exercise and not (hidden and secrets):
+                                broken = f"{step.exercise} raised {error.type}: {error.message}"
+                        continue
+                    exercise = exercises[step.exercise]
+                    if isinstance(exercise, Asserts):  # again, too: what it defines may be used
+                        secrets |= bool(exercise.hidden)
+                        outcome = worker.grade(exercise.source)
+                        verdict = judge(exercise, [outcome], seed, hidden and secrets)
+                        if broken and outcome.error and outcome.error.type == "NameError":
+                            problem = f"{verdict.problem}; {broken}"
+                            verdict = replace(verdict, problem=problem)
+                        verdicts.setdefault(exercise.name, verdict)
+                    elif exercise.name not in verdicts:
                         outcomes = _outcomes(worker, exercise, step.variable, seed)
                         verdicts[exercise.name] = _undefined(
                             exercise, outcomes, step.variable, errors.get(exercise.name)
                         ) or judge(exercise, outcomes, seed, hidden)
-                    elif error := worker.run(step.source).error:
-                        errors[step.exercise] = error
             break
         except WorkerDied as died:
-            deadly.add(place)
+            deadly[place] = died.reason
             if exercise := exercises.get(submission.steps[place].exercise):
                 verdicts[exercise.name] = lost(exercise, f"{died.reason}.", "stopped")
     allowed = sandbox.limits.wall_per_submission
@@ -64,8 +94,14 @@ def judge_submission(
 
 def _outcomes(worker: Worker, exercise: Exercise, variable: str, seed: str) -> list[Outcome]:
     if isinstance(exercise, Check):
-        return worker.calls(variable, [(c.args, c.kwargs) for c in exercise.draw(seed)])
+        cases = [(case.args, case.kwargs) for case in exercise.draw(seed)]
+        return worker.calls(variable, cases, _source(exercise.probe))
     return [worker.get(variable)]
+
+
+@cache
+def _source(probe: Callable | None) -> str:
+    return source_of(probe, "probe") if probe else ""
 
 
 def _undefined(

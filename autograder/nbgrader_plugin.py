@@ -7,6 +7,7 @@ Formgrader, feedback and export work unchanged. The submitted file is read again
 nbgrader read of it does not count.
 """
 
+from functools import cache, lru_cache
 from pathlib import Path
 
 from nbconvert.exporters.exporter import ResourcesDict
@@ -14,9 +15,10 @@ from nbconvert.filters import markdown2html
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat import NotebookNode
 from nbgrader.preprocessors import NbGraderPreprocessor
+from traitlets import Dict
 
-from autograder.course import find_chapter
-from autograder.grade import grade_notebook, job_of
+from autograder.grade import Job, Terms, course_limits, grade_notebook, terms_of
+from autograder.masters import masters
 from autograder.sandbox import Limits
 from autograder.submission import find_submissions
 
@@ -38,21 +40,31 @@ class Judge(NbGraderPreprocessor):
     graded: a link in its place, say, could lead to another's.
     """
 
+    limits = Dict(help="What a submission may use: {'wall_per_cell': 30}").tag(config=True)
+
     def preprocess(
         self, nb: NotebookNode, resources: ResourcesDict
     ) -> tuple[NotebookNode, ResourcesDict]:
         who = resources["nbgrader"]
-        student, chapter = who["student"], find_chapter(who["assignment"])
+        student, assignment, name = who["student"], who["assignment"], who["notebook"]
         course = Path.cwd()  # where nbgrader stands while it converts
-        found = next(f for f in find_submissions(course, chapter.slug) if f.student == student)
-        _drop_links(found.path.parent, course / "autograded" / student / chapter.slug)
-        graded, notebook = grade_notebook(job_of(course, chapter, Limits())(found))
+        submissions = find_submissions(course, assignment, name)
+        found = next(f for f in submissions if f.student == student)
+        _drop_links(found.path.parent, course / "autograded" / student / assignment)
+        terms = _terms(course, assignment, course_limits(course, self.limits))[name]
+        graded, notebook = grade_notebook(Job(found, terms))
         if notebook is None:
             raise ValueError(f"{student} cannot be graded: {graded.problems[0]}.")
-        self.log.info("%s earned %d of %d points", student, graded.earned, graded.points)
+        self.log.info("%s earned %g of %g points", student, graded.earned, graded.points)
         return notebook, resources
 
 
+@cache
+def _terms(course: Path, assignment: str, limits: Limits) -> dict[str, Terms]:
+    return {m.name: terms_of(course, m, limits) for m in masters(course, assignment)}
+
+
+@lru_cache(4096)  # a class's notebooks share nearly all of their text
 def harmless_markdown(source: str) -> str:
     """Markdown as HTML that runs nothing: formgrader shows it in the instructor's browser."""
     return _HARMLESS.sanitize_html_tags(markdown2html(source))

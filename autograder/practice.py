@@ -51,7 +51,7 @@ def practise(exercise: Check, function: Callable) -> Verdict:
     outcomes = []
     for case in exercise.draw(PRACTICE_SEED):
         args, kwargs = decode(encode((case.args, case.kwargs)))
-        outcome = call(function, args, kwargs)
+        outcome = call(exercise.call_of(function), args, kwargs)
         value, arguments = decode(encode((outcome.value, outcome.arguments)))
         outcomes.append(Outcome(value, arguments, outcome.error))
     return judge(exercise, outcomes, PRACTICE_SEED)

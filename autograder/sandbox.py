@@ -105,27 +105,31 @@ class Sandbox:
     def __exit__(self, *exception: object) -> None:
         self._stop()
 
-    def worker(self, files: dict[str, str] | None = None) -> "Worker":
-        """A fresh worker that can import `files`: {"llmkit/losses.py": source, ...}.
+    def worker(
+        self, modules: dict[str, str] | None = None, beside: dict[str, bytes] | None = None
+    ) -> "Worker":
+        """A fresh worker that can import `modules`: {"llmkit/losses.py": source, ...}.
 
-        A parent that is gone is started again. Raises `SandboxUnavailable` if there is no worker
-        to be had.
+        What is `beside` the notebook, {"data/words.csv": content, ...}, stands in its folder. A
+        parent that is gone is started again. Raises `SandboxUnavailable` if there is no worker to
+        be had.
         """
         if self._process is None and not self.trusted:
             self._start()
+        files = modules or {}, beside or {}
         try:
-            return self._open(files)
+            return self._open(*files)
         except SandboxUnavailable:
             self._stop()
             if self.trusted:
                 raise
         self._start()
-        return self._open(files)
+        return self._open(*files)
 
-    def _open(self, files: dict[str, str] | None) -> "Worker":
+    def _open(self, modules: dict[str, str], beside: dict[str, bytes]) -> "Worker":
         worker = _plain_worker(self.limits) if self.trusted else self._forked_worker()
         try:
-            worker._ask(START_SECONDS, "files", files or {})
+            worker._ask(START_SECONDS, "files", modules, beside)
         except WorkerDied as died:
             raise SandboxUnavailable(f"A worker could not start: it {died.reason}.") from None
         except BaseException:
@@ -228,21 +232,29 @@ class Worker:
 
     def run(self, source: str) -> CellResult:
         """Run one notebook cell, magics and top-level await included."""
-        self._printed.clear()
-        self._printed_bytes = 0
-        outcome = self._ask(self._limits.wall_per_cell, "run", source)
+        outcome = self._cell("run", source)
         output = self._printed.decode(errors="replace")
         if self._printed_bytes > self._limits.output_bytes:
             output += f"\n[{self._printed_bytes - self._limits.output_bytes:,} bytes more]"
         return CellResult(outcome.error, output)
 
+    def grade(self, source: str) -> Outcome:
+        """Run a graded cell; the value is the text that a notebook shows under it, if it does."""
+        return self._cell("grade", source)
+
     def call(self, name: str, args: tuple, kwargs: dict) -> Outcome:
         """Call the function of that name with plain data (what `inside.codec` can encode)."""
         return self._ask(self._limits.wall_per_cell, "call", name, args, kwargs)
 
-    def calls(self, name: str, cases: Sequence[tuple[tuple, dict]]) -> list[Outcome]:
-        """Call the function on each (args, kwargs); together they have the time of one cell."""
-        outcome = self._ask(self._limits.wall_per_cell, "calls", name, list(cases))
+    def calls(
+        self, name: str, cases: Sequence[tuple[tuple, dict]], probe: str = ""
+    ) -> list[Outcome]:
+        """Call the function on each (args, kwargs); together they have the time of one cell.
+
+        With `probe`, the source of a function of that name, call it with what `name` is before the
+        arguments.
+        """
+        outcome = self._ask(self._limits.wall_per_cell, "calls", name, list(cases), probe)
         if outcome.error:  # all results together are too large to send
             return [outcome] * len(cases)
         match outcome.value:
@@ -254,6 +266,11 @@ class Worker:
     def get(self, name: str) -> Outcome:
         """The value of a global."""
         return self._ask(self._limits.wall_per_cell, "get", name)
+
+    def _cell(self, action: str, source: str) -> Outcome:
+        self._printed.clear()
+        self._printed_bytes = 0
+        return self._ask(self._limits.wall_per_cell, action, source)
 
     def _ask(self, seconds: float, *request: Any) -> Outcome:
         if self._died:

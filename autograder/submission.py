@@ -1,8 +1,9 @@
 """A submission, read as data: nothing of it is run, and little of it is kept.
 
 What counts is the source of the cells that the release asks a student to fill. Everything else,
-the order of the cells included, comes from the release. Whatever is wrong with a file or a cell
-becomes a sentence, never an exception: one odd submission must not stop a class.
+the order of the cells included, comes from the release; in an nbgrader assignment a student's own
+cells count, too. Whatever is wrong with a file or a cell becomes a sentence, never an exception:
+one odd submission must not stop a class.
 """
 
 import copy
@@ -11,12 +12,13 @@ import json
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from nbformat import NotebookNode
+from nbformat import NotebookNode, from_dict
 
 from autograder.course import CHAPTERS, DEMO, SOLUTION, find_chapter, graded_call
 
@@ -24,6 +26,7 @@ MAX_BYTES = 20 * 2**20  # of a file
 MAX_CELLS = 5_000
 MAX_SOURCE = 1_000_000  # characters of one cell
 MAX_STUDENT_ID = 64  # characters
+SKIPPED = "skip-execution"  # the tag of cells that Jupyter's tools do not run
 LINKED = "the folder is a symbolic link: put the submission itself there"
 
 # Not every system has each flag. O_NONBLOCK: opening a fifo must not wait for a writer.
@@ -37,9 +40,9 @@ OPEN_FLAGS = os.O_RDONLY | sum(
 class Step:
     """One thing that grading does, in the order of the release.
 
-    context:   run the release's own cell (imports, data, plots)
+    context:   run a cell that answers nothing (imports, data, plots)
     solution:  run the student's cell for `exercise`
-    check:     judge `exercise`, whose answer is the notebook's `variable`
+    check:     judge `exercise`, whose answer is the notebook's `variable`; none for asserts
     """
 
     kind: Literal["context", "solution", "check"]
@@ -52,18 +55,21 @@ class Step:
 class Submission:
     """What a student handed in, as far as it counts.
 
-    steps:       what to run and what to judge; a missing exercise has its check but no solution
-    answers:     the text of the written answers, by name
+    notebook:    the release with the student's sources in it: what gradebook and feedback show
     missing:     exercise or written answer -> why there is nothing of it to grade
     notes:       what the student should know and what costs nothing
     unreadable:  why the whole file could not be read; then everything is missing
     """
 
-    steps: tuple[Step, ...]
-    answers: dict[str, str]
+    notebook: NotebookNode
     missing: dict[str, str]
     notes: tuple[str, ...] = ()
     unreadable: str = ""
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """What to run and what to judge; a missing exercise has its check but no solution."""
+        return _steps(self.notebook, self.missing)
 
     @property
     def problems(self) -> list[str]:
@@ -75,7 +81,8 @@ class Submission:
     @property
     def digest(self) -> str:
         """Equal for submissions that are judged alike: outputs, say, make no difference."""
-        data = [[vars(step) for step in self.steps], self.answers, self.problems]
+        cells = [(c["cell_type"], c["source"], c["metadata"]) for c in self.notebook["cells"]]
+        data = [cells, self.problems]
         return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
@@ -83,8 +90,11 @@ class Unreadable(ValueError):
     """A file is no notebook that can be graded; the message is a sentence for the student."""
 
 
-def read_submission(path: Path, release: NotebookNode) -> Submission:
-    """The submission in the file at `path`, to the chapter whose release is given.
+def read_submission(path: Path, release: NotebookNode, own_cells: bool = False) -> Submission:
+    """The submission in the file at `path`, to the notebook whose release is given.
+
+    own_cells:  keep the cells that the release does not know, or leaves open to change, and the
+                student's order of all cells, as nbgrader does
 
     A file that cannot be read gives a submission in which every exercise is missing, with the
     reason. It is read once: what changes afterwards is not seen.
@@ -94,7 +104,9 @@ def read_submission(path: Path, release: NotebookNode) -> Submission:
         cells = _read_cells(path)
     except Unreadable as error:
         reason = str(error)
-        return Submission(_steps(release, {}), {}, dict.fromkeys(asked, reason), unreadable=reason)
+        return Submission(_filled(release, {}), dict.fromkeys(asked, reason), unreadable=reason)
+    if own_cells:
+        return _with_own_cells(cells, release)
 
     found, missing, notes = {}, {}, []
     for name, (grade_id, asked_cell) in asked.items():
@@ -119,20 +131,7 @@ def read_submission(path: Path, release: NotebookNode) -> Submission:
             f"{own} code cell{'s were' if own > 1 else ' was'} added or changed outside the "
             "solution cells and not run: what a solution needs must stand in its own cell"
         )
-    answers = {name: found[name] for name in found if asked[name][0] == name}
-    return Submission(_steps(release, found), answers, missing, tuple(notes))
-
-
-def merged(release: NotebookNode, submission: Submission) -> NotebookNode:
-    """The release with the student's sources in it: what gradebook and feedback show."""
-    notebook = copy.copy(release)
-    notebook["cells"] = [copy.copy(cell) for cell in release["cells"]]
-    solutions = {s.exercise: s.source for s in submission.steps if s.kind == "solution"}
-    sources = solutions | submission.answers
-    for name, (_, cell) in _asked(notebook).items():
-        if name in sources:
-            cell["source"] = sources[name]
-    return notebook
+    return Submission(_filled(release, found), missing, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,13 @@ class Found:
     problem: str = ""
 
 
-def find_submissions(course: Path, chapter: str | None = None) -> Iterator[Found]:
+def find_submissions(
+    course: Path, chapter: str | None = None, notebook: str = ""
+) -> Iterator[Found]:
     """The submissions in submitted/STUDENT/CHAPTER/CHAPTER.ipynb, ordered by student.
+
+    chapter:   or an nbgrader assignment
+    notebook:  the file's name, without .ipynb, where it is not the chapter's
 
     Links are not followed: what is linked is found, with a problem.
     """
@@ -156,8 +160,9 @@ def find_submissions(course: Path, chapter: str | None = None) -> Iterator[Found
             continue
         for folder in _folders(Path(student.path)):
             if folder.name == chapter or (chapter is None and folder.name[0] != "."):
-                path = Path(folder.path) / f"{folder.name}.ipynb"
-                yield Found(student.name, folder.name, path, _problem(student, folder))
+                path = Path(folder.path) / f"{notebook or folder.name}.ipynb"
+                problem = _problem(student, folder, known=chapter is not None)
+                yield Found(student.name, folder.name, path, problem)
 
 
 def valid_student_id(name: str) -> str:
@@ -183,7 +188,7 @@ def valid_student_id(name: str) -> str:
 
 def _read_cells(path: Path) -> list[dict[str, Any]]:
     """The cells of a notebook file: their type, their source, their ids, and nothing else."""
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         notebook = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -208,7 +213,8 @@ def _read_cells(path: Path) -> list[dict[str, Any]]:
     return [_plain(cell) for cell in cells if isinstance(cell, dict)]
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """What an ordinary file in a submission holds; no link is followed. Raises Unreadable."""
     try:
         descriptor = os.open(path, OPEN_FLAGS)
         try:
@@ -245,11 +251,13 @@ def _plain(cell: dict) -> dict[str, Any]:
     if isinstance(source, str):
         source = source.encode("utf-8", "replace").decode()  # JSON can hold half a character
     kind = cell.get("cell_type")
+    tags = metadata.get("tags") if isinstance(metadata, dict) else None
     return {
         "cell_type": kind if kind in ("code", "markdown", "raw") else "of an unknown type",
         "source": source if isinstance(source, str) else None,
         "id": cell.get("id") if isinstance(cell.get("id"), str) else "",
         "grade_id": grade_id if isinstance(grade_id, str) else "",
+        "skipped": isinstance(tags, list) and SKIPPED in tags,
     }
 
 
@@ -290,19 +298,87 @@ def _choose(candidates: list[dict], stub: str) -> tuple[dict, str]:
     return kept, ""
 
 
-def _steps(release: NotebookNode, found: dict[str, str]) -> tuple[Step, ...]:
+def _filled(release: NotebookNode, found: dict[str, str]) -> NotebookNode:
+    notebook = copy.copy(release)
+    notebook["cells"] = [copy.copy(cell) for cell in release["cells"]]
+    for name, (_, cell) in _asked(notebook).items():
+        cell["source"] = found.get(name, cell["source"])
+    return notebook
+
+
+def _with_own_cells(cells: list[dict], release: NotebookNode) -> Submission:
+    """The student's notebook, in which the release's cells stand for those they may not change.
+
+    Of several cells that claim to be the same, the last is it, and the others are the student's
+    own, as for nbgrader. A cell that is gone is put back behind the one that it followed.
+    """
+    known = {
+        cell["metadata"]["nbgrader"]["grade_id"]: cell
+        for cell in release["cells"]
+        if _is_marked(cell["metadata"].get("nbgrader", {}))
+    }
+    last = {cell["grade_id"]: place for place, cell in enumerate(cells)}
+    merged: list[NotebookNode] = []
+    where: dict[str, NotebookNode] = {}
+    missing, notes = {}, []
+    for place, cell in enumerate(cells):
+        name = cell["grade_id"]
+        usable = cell["source"] is not None and len(cell["source"]) <= MAX_SOURCE
+        if name in known and last[name] == place:
+            where[name] = copy.copy(known[name])
+            merged.append(where[name])
+            if known[name]["metadata"]["nbgrader"].get("solution"):
+                if usable:
+                    where[name]["source"] = cell["source"]
+                else:
+                    missing[name] = f"its cell has no source of at most {MAX_SOURCE:,} characters"
+            elif (cell["source"] or "").strip() != known[name]["source"].strip():
+                notes.append(f"{name}: its cell was changed; the released one counts")
+        elif usable:
+            merged.append(_own(cell, len(merged)))
+        else:
+            notes.append(f"a cell has no source of at most {MAX_SOURCE:,} characters: left out")
+    before = 0
+    for name, cell in known.items():
+        if name not in where:
+            where[name] = copy.copy(cell)
+            merged.insert(before, where[name])
+            if cell["metadata"]["nbgrader"].get("solution"):
+                missing[name] = "its cell is missing from the submission"
+            else:
+                notes.append(f"{name}: its cell was missing and was put back")
+        before = 1 + next(i for i, c in enumerate(merged) if c is where[name])
+    notebook = copy.copy(release)
+    notebook["cells"] = merged
+    return Submission(notebook, missing, tuple(notes))
+
+
+def _own(cell: dict, place: int) -> NotebookNode:
+    own = {"cell_type": cell["cell_type"], "source": cell["source"], "id": f"own-{place}"}
+    if own["cell_type"] == "code":
+        own |= {"outputs": [], "execution_count": None}
+    elif own["cell_type"] not in ("markdown", "raw"):
+        own["cell_type"] = "raw"
+    return from_dict(own | {"metadata": {"tags": [SKIPPED]} if cell["skipped"] else {}})
+
+
+def _is_marked(nbgrader: dict) -> bool:
+    return any(nbgrader.get(kind) for kind in ("grade", "solution", "locked", "task"))
+
+
+def _steps(notebook: NotebookNode, missing: Container[str]) -> tuple[Step, ...]:
     steps = []
-    for cell in release["cells"]:
-        nbgrader = cell["metadata"].get("nbgrader", {})
-        if cell["cell_type"] != "code" or DEMO in cell["metadata"].get("tags", ()):
+    for cell in notebook["cells"]:
+        nbgrader, tags = (cell["metadata"].get(key, {}) for key in ("nbgrader", "tags"))
+        if cell["cell_type"] != "code" or DEMO in tags or SKIPPED in tags:
             continue
         if nbgrader.get("solution"):
             name = nbgrader["grade_id"].removesuffix(SOLUTION)
-            if name in found:
-                steps.append(Step("solution", found[name], name))
+            if name not in missing:
+                steps.append(Step("solution", cell["source"], name))
         elif nbgrader.get("grade"):
-            if call := graded_call(cell["source"]):
-                steps.append(Step("check", "", *call))
+            _, variable = graded_call(cell["source"]) or ("", "")
+            steps.append(Step("check", "", nbgrader["grade_id"], variable))
         else:
             steps.append(Step("context", cell["source"]))
     return tuple(steps)
@@ -330,12 +406,12 @@ def _folders(parent: Path) -> list[os.DirEntry]:
     return sorted(found, key=lambda entry: entry.name)
 
 
-def _problem(student: os.DirEntry, folder: os.DirEntry) -> str:
+def _problem(student: os.DirEntry, folder: os.DirEntry, known: bool) -> str:
     if folder.is_symlink():
         return LINKED
     try:
         valid_student_id(student.name)
-        if folder.name not in (chapter.slug for chapter in CHAPTERS):
+        if not known and folder.name not in (chapter.slug for chapter in CHAPTERS):
             find_chapter(folder.name)
             return f"the folder {folder.name!a} must bear the chapter's full name"
     except (ValueError, LookupError) as error:

@@ -1,34 +1,52 @@
 """From outcomes to a verdict: which cases pass, what differs, which misconception explains it."""
 
+import builtins
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autograder.check import Case, Check, Exercise, Misconception, Question
+from autograder.check import Asserts, Case, Check, Exercise, Misconception, Question
 from autograder.compare import Difference, compare, compare_outcomes, describe, describe_kind
 from autograder.inside.outcome import Outcome
+
+CELL_LINE = re.compile(r"line (\d{1,7}), in <")  # of a traceback: its first frame is the cell's own
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of an exercise that gives partial credit."""
+
+    title: str
+    points: int
+    earned: int
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What one exercise of one person earned, and why.
 
-    status:  "correct", "wrong", "blank" (not written yet), or "stopped" (it ended its worker)
+    status:  "correct", "partial", "wrong", "blank" (not written yet), "stopped" (it ended its
+             worker), or "ungraded" (the grader failed, not the student)
     problem: the failure in a sentence that names no value; empty when all cases pass
     detail:  the values behind it, for practice runs
+    parts:   what each part earned, where the check has parts and not all is correct
+    inside:  judged by asserts inside the student's own process, so it can be forged
     """
 
     exercise: str
-    points: int
-    earned: int
+    points: float
+    earned: float
     status: str
     cases: int = 0
     passed: int = 0
-    case: str = ""  # the first failing case: its title and the kinds of its arguments
+    case: str = ""  # the first failing case: its title and the kinds of its arguments; an assert
     problem: str = ""
     detail: str = ""
     misconception: str = ""
     hint: str = ""
+    parts: tuple[Part, ...] = ()
+    inside: bool = False
 
     @property
     def correct(self) -> bool:
@@ -42,9 +60,17 @@ class Verdict:
         return f"{self.exercise} {self.problem}"
 
 
+def pointed(points: float) -> str:
+    """ "1 point", "2.5 points"."""
+    return f"{points:g} point{'' if points == 1 else 's'}"
+
+
 def lost(exercise: Exercise, problem: str, status: str = "wrong", detail: str = "") -> Verdict:
     """The verdict of an exercise that could not be judged case by case."""
-    return Verdict(exercise.name, exercise.points, 0, status, problem=problem, detail=detail)
+    inside = isinstance(exercise, Asserts)
+    return Verdict(
+        exercise.name, exercise.points, 0, status, problem=problem, detail=detail, inside=inside
+    )
 
 
 def judge(
@@ -52,15 +78,19 @@ def judge(
 ) -> Verdict:
     """The verdict on the outcomes that a student's work gave for the cases of `seed`.
 
-    A `Question` has one outcome, the variable's value. With `hidden`, as in a grade, the verdict
-    holds no value of a case.
+    A `Question` has one outcome, the variable's value; `Asserts` have one, their cell's. With
+    `hidden`, as in a grade, the verdict holds no value of a case, and of asserts no word that a
+    process wrote which knows the hidden tests.
     """
     if isinstance(exercise, Question):
         return _judge_answer(exercise, outcomes[0])
+    if isinstance(exercise, Asserts):
+        return _judge_asserts(exercise, outcomes[0], hidden)
     return _judge_function(exercise, outcomes, seed, hidden)
 
 
 def _judge_function(check: Check, outcomes: Sequence[Outcome], seed: str, hidden: bool) -> Verdict:
+    cases = check.draw(seed)
     differences = _differences(check, outcomes, check.outcomes(check.reference, seed))
     failed = [i for i, difference in enumerate(differences) if difference]
     passed = len(outcomes) - len(failed)
@@ -68,21 +98,33 @@ def _judge_function(check: Check, outcomes: Sequence[Outcome], seed: str, hidden
         return Verdict(check.name, check.points, check.points, "correct", passed, passed)
     first = failed[0]
     difference = differences[first]
-    if difference.blank:
+    parts = _parts(check, {cases[i].title for i in failed})
+    earned = sum(part.earned for part in parts)
+    if difference.blank and not earned:
         return lost(check, difference.summary, "blank")
     found = diagnose(check, outcomes, seed)
     return Verdict(
         check.name,
         check.points,
-        0,
-        "wrong",
+        earned,
+        "partial" if earned else "wrong",
         len(outcomes),
         passed,
-        case=_describe_case(check, check.draw(seed)[first], hidden),
+        case=_describe_case(check, cases[first], hidden),
         problem=difference.summary,
         detail="" if hidden else difference.detail,
         misconception=found.title if found else "",
         hint=found.hint if found else "",
+        parts=parts,
+    )
+
+
+def _parts(check: Check, failed: set[str]) -> tuple[Part, ...]:
+    """What each part earns, given the titles of the cases that fail."""
+    lost_all = not failed <= check.parts.keys()  # a case that belongs to every part
+    return tuple(
+        Part(title, points, 0 if lost_all or title in failed else points)
+        for title, points in check.parts.items()
     )
 
 
@@ -120,10 +162,55 @@ def _judge_answer(question: Question, outcome: Outcome) -> Verdict:
     return replace(verdict, misconception=found.title, hint=found.hint) if found else verdict
 
 
+def _judge_asserts(tests: Asserts, outcome: Outcome, hidden: bool) -> Verdict:
+    if outcome.error is None:
+        return _value_of_cell(tests, outcome.value)
+    error = outcome.error
+    if error.type == "NotImplementedError":
+        return lost(tests, "is not written yet", "blank")
+    found = CELL_LINE.search(error.traceback)
+    number, lines = int(found[1]) if found else 0, tests.source.split("\n")
+    if number in tests.hidden:
+        return lost(tests, "fails a hidden test.")
+    kind, message = error.type, error.message
+    if hidden:
+        kind, message = next(filter(_is_error, error.bases), "an error of its own"), ""
+    said = f"raised {kind}: {message}" if message else f"raised {kind}"
+    verdict = lost(tests, said)
+    return replace(verdict, case=lines[number - 1].strip()) if 0 < number <= len(lines) else verdict
+
+
+def _value_of_cell(tests: Asserts, text: object) -> Verdict:
+    """The verdict where no assert failed: a number under the cell is what it earns (nbgrader's
+    rule), and anything else is full marks. A number that is no score earns nothing: nbgrader gives
+    full marks for nan and -1, and stops at one above the points."""
+    earned = tests.points
+    if isinstance(text, str):
+        try:
+            earned = float(text)
+        except ValueError:
+            pass
+        else:
+            if not 0 <= earned <= tests.points:
+                return lost(tests, f"ends in {earned:g}: no score from 0 to {tests.points:g}.")
+    earned = int(earned) if earned == int(earned) else earned
+    if earned == 0 < tests.points:
+        return lost(tests, "ends in a score of 0.")
+    status = "partial" if earned < tests.points else "correct"
+    problem = f"ends in a score of {earned:g}." if status == "partial" else ""
+    return Verdict(tests.name, tests.points, earned, status, problem=problem, inside=True)
+
+
+def _is_error(name: str) -> bool:
+    kind = getattr(builtins, name, None)
+    return isinstance(kind, type) and issubclass(kind, BaseException)
+
+
 def _describe_case(check: Check, case: Case, hidden: bool) -> str:
     """A case in a line: "logits of 1000: logits = float32 tensor (3, 5), dim = 0"."""
     try:
-        bound = inspect.signature(check.reference).bind(*case.args, **case.kwargs).arguments
+        signature = inspect.signature(check.call_of(check.reference))
+        bound = signature.bind(*case.args, **case.kwargs).arguments
     except TypeError:  # a case that is meant to be refused
         bound = dict(enumerate(case.args)) | case.kwargs
     words = describe_kind if hidden else describe

@@ -52,6 +52,13 @@ def busy() -> float:
     return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
 
+def environment() -> dict[str, str]:
+    """This process's, in which the commands of this Python are found, and the project first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PATH": path, "PYTHONPATH": python_path}
+
+
 def measure(command: list[str], folder: Path) -> Cost:
     """What a command takes; it must succeed.
 
@@ -61,13 +68,11 @@ def measure(command: list[str], folder: Path) -> Cost:
     before, start = busy(), time.perf_counter()
     time.sleep(2)
     background = (busy() - before) / (time.perf_counter() - start)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     before, start = busy(), time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
-        env=os.environ | {"PATH": path, "PYTHONPATH": python_path},
+        env=environment(),
         capture_output=True,
         text=True,
     )

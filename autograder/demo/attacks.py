@@ -10,8 +10,8 @@ from string import Template
 
 from nbformat import NotebookNode
 
+from autograder.cells import source_of
 from autograder.check import Check
-from autograder.demo.cells import source_of
 
 WRONG = """\
 def $name(*args, **kwargs):

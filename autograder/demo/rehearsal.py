@@ -27,6 +27,7 @@ def run(course: Path, console: Console) -> int:
 
     from autograder.display import grading_progress
     from autograder.grade import grade_class
+    from autograder.places import find_places
     from autograder.report import write_report
     from autograder.sandbox import Limits
 
@@ -53,7 +54,8 @@ def run(course: Path, console: Console) -> int:
         "from what they were built to score.",
         highlight=False,
     )
-    console.print(f"Report: {write_report(graded, target / 'report.html')}", markup=False)
+    report = write_report(graded, target / "report.html", find_places(course))
+    console.print(f"Report: {report}", markup=False)
     return len(differences)
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from autograder.build import build, instructor_notebook, release
+from autograder.cells import literal, source_of
 from autograder.check import Check, Exercise
 from autograder.course import SOLUTION, Chapter, chapters, checks_of, graded_call
 from autograder.demo.attacks import ATTACKS
-from autograder.demo.cells import literal, source_of
 
 MADE = ("submitted", "autograded", "feedback", "verdicts", "solutions", "notebooks")
 

@@ -54,6 +54,6 @@ def call(function: Callable, args: tuple, kwargs: dict) -> Outcome:
 
 
 def _own_frames(error: BaseException) -> str:
-    """The traceback as text, without this file's frames, shortened to its last ten."""
+    """The traceback as text, without this file's frames, shortened to its first and last nine."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    return "".join(traceback.format_list(frames[-10:]))
+    return "".join(traceback.format_list(frames[:1] + frames[1:][-9:]))

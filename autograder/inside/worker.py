@@ -12,6 +12,7 @@ import random
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,6 +24,7 @@ from .codec import decode, encode
 from .outcome import Error, Outcome, call
 
 LENGTH = struct.Struct(">Q")  # of the message that follows
+MAX_SHOWN = 100  # characters: what is longer is no score
 
 
 def start_shell() -> InteractiveShell:
@@ -70,11 +72,10 @@ def serve(
     # Bound here, once: what a cell replaces later is the cell's own loss.
     actions = {
         "files": _write_files,
-        "run": lambda source, run_cell=shell.run_cell: _run(shell, run_cell, source),
+        "run": lambda source, run=shell.run_cell: Outcome(error=_run(shell, run, source)[1]),
+        "grade": lambda source, run=shell.run_cell: _grade(shell, run, source),
         "call": lambda name, args, kwargs: call(_lookup(shell, name), args, kwargs),
-        "calls": lambda name, cases: Outcome(
-            [_answer(actions["call"], [name, *case], result_bytes) for case in cases]
-        ),
+        "calls": lambda name, cases, probe: _calls(shell, name, cases, probe, result_bytes),
         "get": lambda name: Outcome(_lookup(shell, name)),
     }
     while head := requests.read(LENGTH.size):
@@ -112,25 +113,26 @@ def _plain(error: Error | None) -> tuple | None:
     return error and (error.type, error.bases, error.message, error.traceback)
 
 
-def _write_files(files: dict[str, str]) -> Outcome:
-    """Put modules where `import` finds them first."""
+def _write_files(modules: dict[str, str], beside: dict[str, bytes]) -> Outcome:
+    """Put modules where `import` finds them first, and other files where the notebook stands:
+    there it looks next, as in Jupyter."""
     folder = os.path.abspath("modules")
-    for name, text in files.items():
-        path = os.path.join(folder, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    sys.path.insert(0, folder)
+    files = {os.path.join(folder, name): text.encode() for name, text in modules.items()}
+    for path, content in (files | beside).items():
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+    sys.path[:0] = [folder, os.getcwd()]
     return Outcome()
 
 
-def _run(shell: InteractiveShell, run_cell: Callable, source: str) -> Outcome:
-    """Run a cell as a notebook would, save that nothing is displayed.
+def _run(shell: InteractiveShell, run_cell: Callable, source: str) -> tuple[Any, Error | None]:
+    """Run a cell as a notebook would, save that nothing is displayed; its last value and its error.
 
     What is Python by itself is run here: the shell takes ten times as long to begin. It is asked
     where it alone knows what is meant: magics, await, or a mistake.
     """
-    scope, value = shell.user_ns, None
+    scope, value, shown = shell.user_ns, None, None
     try:
         name = shell.compile.cache(source)
         body = shell.compile.ast_parse(source, name).body
@@ -140,6 +142,7 @@ def _run(shell: InteractiveShell, run_cell: Callable, source: str) -> Outcome:
     except Exception:
         result = run_cell(source)
         error = result.error_before_exec or result.error_in_exec
+        shown = result.result
     else:
         error = None
         try:
@@ -149,7 +152,30 @@ def _run(shell: InteractiveShell, run_cell: Callable, source: str) -> Outcome:
         except BaseException as raised:
             error = raised
     _close_figures()
-    return Outcome(error=Error.of(_without_our_frames(error)) if error else None)
+    return shown, Error.of(_without_our_frames(error)) if error else None
+
+
+def _grade(shell: InteractiveShell, run_cell: Callable, source: str) -> Outcome:
+    """Run a graded cell; the value is the text that a notebook shows under it, None for nothing."""
+    value, error = _run(shell, run_cell, source)
+    if error or value is None or source.rstrip().endswith(";"):
+        return Outcome(error=error)
+    shown, _ = shell.display_formatter.format(value, include={"text/plain"})
+    return Outcome(shown.get("text/plain", "")[:MAX_SHOWN])
+
+
+def _calls(
+    shell: InteractiveShell, name: str, cases: list, probe: str, result_bytes: int
+) -> Outcome:
+    """Each case's answer, encoded by itself: one that cannot be sent spoils no other."""
+
+    def one(args: tuple, kwargs: dict) -> Outcome:
+        function = _lookup(shell, name)
+        return call(partial(scope["probe"], function) if probe else function, args, kwargs)
+
+    scope: dict[str, Any] = {}
+    exec(probe, scope)
+    return Outcome([_answer(one, case, result_bytes) for case in cases])
 
 
 def _lookup(shell: InteractiveShell, name: str) -> Any:

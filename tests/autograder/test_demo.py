@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from autograder.build import instructor_notebook, release
+from autograder.cells import source_of
 from autograder.check import Check, Question
 from autograder.compare import compare_outcomes
 from autograder.course import CHAPTERS, SOLUTION, allowed_modules, chapters, checks_of, graded_call
 from autograder.demo import compare, make_class, write_class
 from autograder.demo.attacks import ATTACKS
-from autograder.demo.cells import source_of
 from autograder.demo.rehearsal import compare_scores
 from autograder.graded import Graded
 from autograder.inside.outcome import Outcome
@@ -233,8 +233,13 @@ def test_only_the_perfect_answer_what_is_graded_by_hand(students, released, tmp_
     for one in students:
         nbformat.write(one.notebook, tmp_path / "handed-in.ipynb")
         submission = read_submission(tmp_path / "handed-in.ipynb", released[one.chapter])
-        answered = {text for text in submission.answers.values() if text != "YOUR ANSWER HERE"}
-        assert bool(answered) == (one.kind == "perfect" and bool(submission.answers))
+        answers = [
+            cell.source
+            for cell in submission.notebook.cells
+            if cell.cell_type == "markdown" and cell.metadata.get("nbgrader", {}).get("solution")
+        ]
+        answered = {text for text in answers if text != "YOUR ANSWER HERE"}
+        assert bool(answered) == (one.kind == "perfect" and bool(answers))
 
 
 def test_the_judge_finds_every_exercise_whatever_was_done_to_the_file(students, released, tmp_path):

@@ -1,7 +1,12 @@
 """The report: numbers computed by hand, text that stays text, a page that needs nothing else."""
 
+import json
+import random
 import re
+from dataclasses import replace
 from io import StringIO
+from pathlib import Path
+from statistics import mean, pstdev
 
 import pytest
 from bs4 import BeautifulSoup
@@ -10,9 +15,23 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from autograder.course import chapters, checks_of
+from autograder.display import one_line
 from autograder.graded import Graded
-from autograder.report import LONGEST, SHOWN, one_line, print_report, summarize, write_report
+from autograder.places import Place, find_places
+from autograder.report import (
+    FEWEST,
+    LONGEST,
+    SHOWN,
+    WEAK,
+    as_data,
+    print_report,
+    summarize,
+    write_report,
+)
 from autograder.verdict import Verdict
+
+ROOT = Path(__file__).parents[2]
 
 
 def right(name, points):
@@ -124,6 +143,155 @@ def test_what_needs_a_look_is_a_problem_of_the_file_and_a_worker_that_ended():
     ((student, chapter, reasons),) = summarize(CLASS).needs_a_look
     assert (student.name, chapter) == ("bob", "04-positions")
     assert reasons == ["Its cell was there twice.", "apply_rope: ran longer than 10 s"]
+
+
+def test_the_difficulty_is_the_share_of_the_points_that_the_class_earned():
+    items = {item.name: item for item in summarize(CLASS).items}
+    assert items["one_hot"].difficulty == 4 / 8
+    assert items["apply_rope"].difficulty == 8 / 12
+    half = Verdict("f", 4, 1, "partial", problem="the shape is (5, 3)")
+    graded = [Graded("ada", "c", (half,)), Graded("bob", "c", (right("f", 4),))]
+    assert summarize(graded).items[0].difficulty == (1 + 4) / 8
+    assert summarize(graded).items[0].rate == 1 / 2
+
+
+def test_discrimination_is_the_correlation_with_the_rest_of_the_chapter():
+    """Against the textbook's point-biserial formula, on a class drawn at random."""
+    draw = random.Random(0)
+    able = [draw.random() for _ in range(40)]
+    answers = {f"e{i}": [draw.random() < a for a in able] for i in range(6)}
+    answers["luck"] = [draw.random() < 0.5 for _ in able]
+    answers["upside_down"] = [a < 0.4 for a in able]
+    graded = [
+        Graded(f"student {s}", "c", tuple(_answer(e, right_) for e, right_ in _of(answers, s)))
+        for s in range(len(able))
+    ]
+    items = {item.name: item for item in summarize(graded).items}
+    for name, solved in answers.items():
+        rest = [
+            2 * sum(answers[other][s] for other in answers if other != name)
+            for s in range(len(able))
+        ]
+        of_right = [points for points, yes in zip(rest, solved, strict=True) if yes]
+        of_wrong = [points for points, yes in zip(rest, solved, strict=True) if not yes]
+        p = len(of_right) / len(able)
+        r = (mean(of_right) - mean(of_wrong)) / pstdev(rest) * (p * (1 - p)) ** 0.5
+        assert items[name].discrimination == pytest.approx(r)
+    assert all((item.remark == "") == (item.discrimination >= WEAK) for item in items.values())
+    assert items["upside_down"].remark.startswith("the stronger students fail it")
+
+
+def _of(answers, student):
+    return [(name, solved[student]) for name, solved in answers.items()]
+
+
+def _answer(name, solved):
+    return right(name, 2) if solved else wrong(name, 2)
+
+
+def test_nothing_is_said_of_discrimination_where_there_is_too_little_to_say_it_from():
+    few = [Graded(f"s{i}", "c", (_answer("f", i % 2), right("g", 2))) for i in range(FEWEST)]
+    items = {item.name: item for item in summarize(few).items}
+    assert items["f"].discrimination is None  # everybody earned the same in the rest
+    assert items["g"].discrimination is None and items["g"].remark == ""
+    assert all(item.discrimination is None for item in summarize(CLASS).items)
+
+
+def test_what_the_grader_failed_at_is_nobodys_failure():
+    reason = "not graded, for the grader itself failed: OSError: the disk is full"
+    verdicts = (lost("one_hot", 2, "ungraded", reason), lost("shift_labels", 4, "ungraded", reason))
+    unlucky = Graded("eve", "02-losses", verdicts, (reason,))
+    before, after = summarize(CLASS), summarize([*CLASS, unlucky])
+    assert [(s.name, chapter, r) for s, chapter, r in after.ungraded] == [
+        ("eve", "02-losses", reason)
+    ]
+    assert [item.shares() for item in after.items] == [item.shares() for item in before.items]
+    assert [c.mean for c in after.chapters] == [c.mean for c in before.chapters]
+    assert [who.name for who, _, _ in after.needs_a_look] == ["bob"]
+    eve = after.students[-1]
+    assert (eve.earned, eve.points) == (0, 4)  # the other chapter was not handed in
+    alone = summarize([unlucky])
+    assert (alone.mean, alone.struggling, alone.distribution) == (0, [], [0] * 10)
+    assert "Not graded: the grader failed, not the student" in printed([unlucky])
+
+
+def test_who_could_use_help_has_less_than_half_of_the_points():
+    found = summarize(CLASS).struggling
+    assert [student.name for student in found] == ["cyd", "bob", "dee"]
+    assert found[0].misconceptions == [("shift_labels", SHIFTED[0])]
+    shown = printed(CLASS)
+    assert "Could use help: less than 50% of the points" in shown
+    assert next(
+        line.split()[:4] for line in shown.splitlines() if line.split()[:2] == ["0%", "cyd"]
+    ) == ["0%", "cyd", "04-positions", "shift_labels:"]
+
+
+# --- where the course treats it --------------------------------------------------------------
+
+
+def test_a_place_is_the_section_down_to_the_exercises_check():
+    for (chapter, exercise), place in find_places(ROOT).items():
+        lines = (ROOT / "solutions" / chapter / place.file).read_text().splitlines()
+        assert lines[place.first - 1] == f"## {place.heading}"
+        assert exercise in lines[place.last - 1] and lines[place.last - 1].startswith("check")
+        assert not any(re.match("##? ", line) for line in _prose(lines[place.first : place.last]))
+    exercises = {(c.slug, name) for c in chapters(ROOT) for name in checks_of(c.slug)}
+    assert find_places(ROOT).keys() == exercises
+
+
+def _prose(lines):
+    code = False
+    for line in lines:
+        code ^= line.startswith("```")
+        if not code:
+            yield line
+
+
+def test_a_misconception_is_shown_with_its_place(page, tmp_path):
+    place = Place("3 · Shifting", "02-losses.md", 40, 77)
+    places = {("02-losses", "shift_labels"): place}
+    path = write_report(CLASS, tmp_path / "report.html", places)
+    shown = text(BeautifulSoup(path.read_text(), "html.parser"))
+    assert "Treated in “3 · Shifting”, 02-losses.md:40–77" in shown
+    out = StringIO()
+    print_report(CLASS, Console(file=out, width=120), places)
+    assert "02-losses.md:40–77" in out.getvalue()
+
+
+# --- for the class, and for machines ---------------------------------------------------------
+
+
+def test_the_page_for_the_class_names_nobody(tmp_path):
+    names = ["Ada Lovelace", "Bob Smith", "Cyd Charisse", "Dee Dee"]
+    graded = [replace(one, student=names["abcd".index(one.student[0])]) for one in CLASS]
+    graded.append(Graded("Eve Moneypenny", "02-losses", (lost("one_hot", 2, "ungraded", "x"),)))
+    named = write_report(graded, tmp_path / "named.html").read_text()
+    unnamed = write_report(graded, tmp_path / "class.html", names=False).read_text()
+    for name in [*names, "Eve Moneypenny"]:
+        assert name in named
+        assert not any(part in unnamed for part in name.split())
+    soup = BeautifulSoup(unnamed, "html.parser")
+    assert SHIFTED[0] in text(soup) and SHIFTED[1] in text(soup)
+    assert not soup.select("#students, #help, #look, #ungraded, table.grid, .who")
+    targets = {link["href"].removeprefix("#") for link in soup.find_all("a")}
+    assert all(soup.find(id=target) for target in targets)
+
+
+def test_the_json_holds_every_verdict_and_the_same_numbers():
+    data = json.loads(json.dumps(as_data(CLASS)))
+    summary = summarize(CLASS)
+    assert (data["format"], data["students"], data["points"]) == (1, 4, 10)
+    assert data["mean"] == summary.mean and data["distribution"] == summary.distribution
+    shift = next(one for one in data["exercises"] if one["exercise"] == "shift_labels")
+    assert shift["endings"] == {"correct": 1, "diagnosed": 3}
+    assert [(m["title"], m["students"]) for m in shift["misconceptions"]] == [
+        (SHIFTED[0], 2),
+        (TWICE[0], 1),
+    ]
+    bob = next(n for n in data["notebooks"] if (n["student"], n["chapter"][:2]) == ("bob", "04"))
+    assert (bob["earned"], bob["points"], bob["ungraded"]) == (0, 4, False)
+    assert bob["verdicts"][0]["problem"] == "ran longer than 10 s"
+    assert as_data([])["mean"] is None
 
 
 def test_the_order_of_the_records_does_not_matter(tmp_path):

@@ -8,6 +8,7 @@ import re
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from autograder.submission import (
     MAX_SOURCE,
     Submission,
     find_submissions,
-    merged,
     read_submission,
     valid_student_id,
 )
@@ -80,7 +80,7 @@ def assert_unreadable(submission: Submission, reason: str) -> None:
     assert re.search(reason, submission.unreadable)
     assert submission.problems == [submission.unreadable]
     assert set(submission.missing) == {"double", "best", "why", "square"}
-    assert not sources(submission) and not submission.answers
+    assert not sources(submission) and submission.notebook == RELEASE
     assert [s.exercise for s in submission.steps if s.kind == "check"] == [
         "double", "best", "square"
     ]  # fmt: skip
@@ -105,7 +105,7 @@ def test_an_honest_submission_is_its_solutions_in_the_releases_order(read):
         "double", "answer", "square"
     ]  # fmt: skip
     assert sources(submission) == SOLUTIONS
-    assert submission.answers == {"why": ANSWER}
+    assert cell_of(submission.notebook, "why").source == ANSWER
     assert submission.problems == []
 
 
@@ -131,13 +131,13 @@ def test_another_solution_is_another_submission(read):
     assert read(notebook).digest != read(solved()).digest
 
 
-def test_merging_puts_the_students_sources_into_the_release(read):
+def test_what_is_kept_is_the_release_with_the_students_sources(read):
     submission = read(solved())
-    notebook = merged(RELEASE, submission)
+    notebook = submission.notebook
     assert read(json.loads(json.dumps(notebook))) == submission
     for cell, released in zip(notebook.cells, RELEASE.cells, strict=True):
         assert cell.metadata == released.metadata
-    assert merged(RELEASE, read(b"")) == RELEASE
+    assert read(b"").notebook == RELEASE
 
 
 def test_the_instructors_notebook_is_refused_as_the_form_to_fill(tmp_path):
@@ -157,7 +157,7 @@ def test_a_deleted_cell_costs_its_own_exercise(read):
 def test_a_deleted_written_answer_is_missing(read):
     submission = read(without(solved(), "why"))
     assert list(submission.missing) == ["why"]
-    assert submission.answers == {}
+    assert cell_of(submission.notebook, "why") == cell_of(RELEASE, "why")
 
 
 @pytest.mark.parametrize("grade_id", ["double", "best", "square"])
@@ -304,6 +304,29 @@ def test_whatever_is_done_to_other_cells_an_untouched_solution_counts(read, spar
     assert order == ["double", "best", "square"]
 
 
+@EVERY_FILE
+@given(seed=st.integers(0, 2**32), kinds=st.lists(st.sampled_from(sorted(MUTATIONS)), max_size=30))
+def test_with_own_cells_every_released_cell_is_there_once_as_released(tmp_path, seed, kinds):
+    rng, notebook = random.Random(seed), solved()
+    for kind in kinds:
+        unruined = [i for i, cell in enumerate(notebook["cells"]) if isinstance(cell, dict)]
+        if unruined:
+            MUTATIONS[kind](notebook["cells"], rng.choice(unruined), rng)
+    (tmp_path / "any.ipynb").write_text(json.dumps(notebook))
+    submission = read_submission(tmp_path / "any.ipynb", RELEASE, own_cells=True)
+    marked = [c for c in submission.notebook.cells if "nbgrader" in c.metadata]
+    released = [c for c in RELEASE.cells if "nbgrader" in c.metadata]
+    ids = [c.metadata.nbgrader.grade_id for c in marked]
+    assert sorted(ids) == sorted(c.metadata.nbgrader.grade_id for c in released)
+    for cell in released:
+        kept = cell_of(submission.notebook, cell.metadata.nbgrader.grade_id)
+        assert kept.metadata == cell.metadata and kept.cell_type == cell.cell_type
+        assert cell.metadata.nbgrader.solution or kept.source == cell.source
+    checks = [s.exercise for s in submission.steps if s.kind == "check"]
+    assert sorted(checks) == ["best", "double", "square"]
+    nbformat.validate(json.loads(json.dumps(submission.notebook)))
+
+
 # --- what was done to the file ----------------------------------------------------------------
 
 
@@ -414,14 +437,14 @@ def test_a_device_is_not_read(device):
 def test_a_file_that_changes_while_it_is_read_is_judged_as_what_was_read(tmp_path, monkeypatch):
     path = tmp_path / "02-losses.ipynb"
     path.write_text(json.dumps(solved()))
-    read_bytes = submission_module._read_bytes
+    read_bytes = submission_module.read_bytes
 
     def then_overwrite(path):
         data = read_bytes(path)
         path.write_bytes(b"")
         return data
 
-    monkeypatch.setattr(submission_module, "_read_bytes", then_overwrite)
+    monkeypatch.setattr(submission_module, "read_bytes", then_overwrite)
     assert sources(read_submission(path, RELEASE)) == SOLUTIONS
 
 
@@ -447,9 +470,11 @@ JSON = st.recursive(
 
 @EVERY_FILE
 @given(cells=st.lists(JSON, max_size=5), metadata=JSON)
-def test_no_json_raises(read, cells, metadata):
+def test_no_json_raises(read, tmp_path, cells, metadata):
     submission = read({"nbformat": 4, "metadata": metadata, "cells": cells})
     assert set(submission.missing) == {"double", "best", "why", "square"}
+    with_own = read_submission(tmp_path / "02-losses.ipynb", RELEASE, own_cells=True)
+    assert with_own.unreadable or len(with_own.missing) == 4
 
 
 # --- whose it is ------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ import pytest
 
 from autograder.course import SOLUTION, find_chapter
 from autograder.feedback import with_verdicts
-from autograder.grade import blank_notebook
 from autograder.graded import Graded
 from autograder.inside import codec
 from autograder.judge import judge_submission
+from autograder.masters import chapter_master
 from autograder.report import write_report
 from autograder.sandbox import WorkerDied
-from autograder.submission import merged, read_submission
+from autograder.submission import read_submission
 
 from .conftest import family
 
@@ -66,17 +66,17 @@ CELLS = {
 
 def judged(sandbox, cell: str, tmp_path: Path) -> tuple[Graded, nbformat.NotebookNode]:
     """The record and the judged notebook of a submission with this cell for `EXERCISE`."""
-    blank = blank_notebook(ROOT, CHAPTER)
-    notebook = nbformat.from_dict(json.loads(json.dumps(blank)))
+    master = chapter_master(ROOT, CHAPTER)
+    notebook = nbformat.from_dict(json.loads(json.dumps(master.released)))
     for each in notebook.cells:
         if each.metadata.get("nbgrader", {}).get("grade_id") == EXERCISE + SOLUTION:
             each.source = cell
     path = tmp_path / "submission.ipynb"
     path.write_text(json.dumps(notebook))
-    submission = read_submission(path, blank)
-    verdicts = judge_submission(sandbox, CHAPTER.slug, submission, "seed")
+    submission = read_submission(path, master.released)
+    verdicts = judge_submission(sandbox, master, submission, "seed")
     graded = Graded("mallory", CHAPTER.slug, tuple(verdicts), tuple(submission.problems))
-    return graded, with_verdicts(merged(blank, submission), verdicts)
+    return graded, with_verdicts(submission.notebook, verdicts)
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -44,7 +44,7 @@ def source_of(function: Callable, name: str) -> str:
     """
     statements, expression = _written(function)
     cell = f"def _build():\n{_body(statements, expression)}\n\n\n{name} = _build()"
-    if isinstance(function, FunctionType) and function.__name__ != name:
+    if isinstance(function, FunctionType | type) and function.__name__ != name:
         cell += f'\n{name}.__name__ = "{name}"  # check(...) in a notebook goes by it'
     return cell
 

@@ -1,0 +1,217 @@
+"""The notebooks that can be graded, as grading starts from them.
+
+    solutions/02-losses/02-losses.md   a chapter of ours; its checks are in autograder/checks/
+    source/ps1/problem1.ipynb          one of the notebooks of an nbgrader assignment
+
+A master is what students were given, plus the hidden tests that they were not: what nbgrader keeps
+in its gradebook. From here on both kinds are graded alike: what differs follows from what the
+graded cells hold, and from `Master.chapter`.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from nbgrader.coursedir import CourseDirectory
+from nbgrader.preprocessors import ClearHiddenTests
+from nbgrader.utils import find_all_files, is_grade, is_solution
+from traitlets.config import Config
+
+from autograder.build import BuildError, identify, instructor_notebook, release
+from autograder.check import Asserts, Exercise
+from autograder.course import (
+    CHAPTERS,
+    Chapter,
+    allowed_modules,
+    chapters,
+    checks_of,
+    find_chapter,
+    graded_call,
+)
+from autograder.settings import nbgrader_settings
+
+MAX_BESIDE = 24 * 2**20  # bytes: what a worker can be sent in one message
+HIDDEN = "hidden_lines"  # a cell's metadata: the numbers, from 1, of the lines that no student sees
+AUTOTEST = re.compile(r"^\s*### (HASHED )?AUTOTEST", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Master:
+    """One notebook that can be graded, as data: it can be sent to another process.
+
+    assignment:  "02-losses", "ps1"
+    name:        of the notebook: "02-losses", "problem1"
+    text:        the notebook without solutions and with hidden tests, as JSON
+    beside:      (path, content) of the files that stand in its folder
+    chapter:     the chapter that it is; None for an nbgrader assignment
+    """
+
+    assignment: str
+    name: str
+    text: str
+    beside: tuple[tuple[str, bytes], ...] = ()
+    chapter: Chapter | None = None
+
+    @property
+    def own_cells(self) -> bool:
+        """Whether cells that a student adds or changes are run: nbgrader promises that they are."""
+        return self.chapter is None
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """What a student may import of llmkit: {"llmkit/losses.py": source text}."""
+        return allowed_modules(self.chapter.slug) if self.chapter else {}
+
+    @property
+    def label(self) -> str:
+        """What records and the report call it: "02-losses", "ps1/problem1"."""
+        same = self.assignment == self.name
+        return self.assignment if same else f"{self.assignment}/{self.name}"
+
+    @property
+    def notebook(self) -> NotebookNode:
+        """With hidden tests. Shared: not to be changed."""
+        return _parsed(self.text)
+
+    @property
+    def released(self) -> NotebookNode:
+        """Without hidden tests. Shared: not to be changed."""
+        return _released(self.text)
+
+    @property
+    def exercises(self) -> dict[str, Exercise]:
+        """What is graded without a person, by the graded cell's id, in the notebook's order."""
+        return _exercises(self.chapter, self.text)
+
+
+def masters(course: Path, name: str | None = None) -> list[Master]:
+    """The masters of a course, chapters first; of the one chapter or assignment `name`, if given.
+
+    Raises LookupError if there is none, BuildError if one cannot be made.
+    """
+    course = course.resolve()
+    settings = nbgrader_settings(course, "")
+    source = course / CourseDirectory(config=settings).source_directory
+    folders = _assignments(source)
+    if name is None:
+        of_chapters, of_folders = chapters(course), list(folders.values())
+    elif name in folders:
+        of_chapters, of_folders = [], [folders[name]]
+    elif chapters(course) or not folders:
+        of_chapters, of_folders = [find_chapter(name)], []
+    else:
+        raise LookupError(f"There is no assignment {name!r} in {source}: {', '.join(folders)}.")
+    if not of_chapters and not of_folders:
+        raise LookupError(f"There is nothing to grade in {course}: no chapter, and no {source}.")
+    found = [chapter_master(course, chapter) for chapter in of_chapters]
+    return found + [m for folder in of_folders for m in _nbgrader_masters(course, folder, settings)]
+
+
+def chapter_master(course: Path, chapter: Chapter) -> Master:
+    """The master of a chapter, made anew from its source. Raises BuildError."""
+    source = chapter.source(course)
+    text = source.read_text(encoding="utf-8")
+    notebook = release(instructor_notebook(text, checks_of(chapter.slug), source.name))
+    return chapter_from(notebook, chapter)
+
+
+def chapter_from(released: NotebookNode, chapter: Chapter) -> Master:
+    """The master of a chapter whose release is given."""
+    text = nbformat.writes(released, version=4)
+    return Master(chapter.slug, chapter.slug, text, chapter=chapter)
+
+
+def _assignments(source: Path) -> dict[str, Path]:
+    """The folders of nbgrader's source directory that hold notebooks and are no chapters."""
+    ours = {chapter.slug for chapter in CHAPTERS}
+    folders = sorted(source.glob("[!.]*/"))
+    return {f.name: f for f in folders if f.name not in ours and any(f.glob("*.ipynb"))}
+
+
+def _nbgrader_masters(course: Path, folder: Path, settings: Config) -> list[Master]:
+    for name in ("header", "footer"):  # nbgrader looks for them where it is started
+        if path := settings.IncludeHeaderFooter.get(name):
+            settings.IncludeHeaderFooter[name] = str(course / path)
+    beside = _beside(folder, settings)
+    return [
+        Master(folder.name, path.stem, _nbgrader_master(path, settings), beside)
+        for path in sorted(folder.glob("*.ipynb"))
+    ]
+
+
+def _nbgrader_master(path: Path, settings: Config) -> str:
+    """The steps of `nbgrader generate_assignment`, up to what it keeps in the gradebook."""
+    file = f"{path.parent.name}/{path.name}"
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        language = notebook.metadata.get("kernelspec", {}).get("language", "python")
+        if language != "python":
+            raise ValueError(f"its language is {language}, and only Python can be graded here")
+        if any(AUTOTEST.search(cell.source) for cell in notebook.cells):
+            raise ValueError("it has AUTOTEST directives: nbgrader alone can grade it")
+        notebook = release(notebook, settings)
+    except Exception as error:  # whatever nbgrader and nbformat refuse
+        raise BuildError(f"{file}: {error}") from error
+    for cell in notebook.cells:
+        if is_grade(cell) and (lines := _hidden_lines(cell, settings)):
+            cell.metadata[HIDDEN] = lines
+    notebook.nbformat_minor = 5
+    identify(notebook.cells)
+    return nbformat.writes(notebook, version=4)
+
+
+def _hidden_lines(cell: NotebookNode, settings: Config) -> list[int]:
+    marks = ClearHiddenTests(config=settings)
+    hidden, inside = [], False
+    for number, line in enumerate(cell.source.split("\n"), start=1):
+        inside |= marks.begin_test_delimeter in line
+        if inside:
+            hidden.append(number)
+        inside &= marks.end_test_delimeter not in line
+    return hidden
+
+
+def _beside(folder: Path, settings: Config) -> tuple[tuple[str, bytes], ...]:
+    """The files that nbgrader releases with the notebooks: data, pictures, modules."""
+    ignored = [*CourseDirectory(config=settings).ignore, "*.ipynb"]
+    paths = sorted(map(Path, find_all_files(str(folder), ignored)))
+    if (size := sum(path.stat().st_size for path in paths)) > MAX_BESIDE:
+        raise BuildError(
+            f"{folder} holds {size / 2**20:.0f} MiB beside its notebooks, and a worker takes "
+            f"{MAX_BESIDE // 2**20} MiB: move out what grading does not need."
+        )
+    return tuple((path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths)
+
+
+@functools.cache
+def _parsed(text: str) -> NotebookNode:
+    return nbformat.reads(text, as_version=4)
+
+
+@functools.cache
+def _released(text: str) -> NotebookNode:
+    notebook = nbformat.reads(text, as_version=4)
+    for cell in notebook.cells:
+        hidden = cell.metadata.pop(HIDDEN, ())
+        lines = enumerate(cell.source.split("\n"), start=1)
+        cell.source = "\n".join(line for number, line in lines if number not in hidden)
+    return notebook
+
+
+@functools.cache
+def _exercises(chapter: Chapter | None, text: str) -> dict[str, Exercise]:
+    checks, found = checks_of(chapter.slug) if chapter else {}, {}
+    for cell in _parsed(text).cells:
+        if cell.cell_type != "code" or not is_grade(cell) or is_solution(cell):
+            continue
+        name, points = cell.metadata.nbgrader.grade_id, cell.metadata.nbgrader.points
+        call = graded_call(cell.source)
+        if call and call[0] in checks:
+            found[name] = checks[call[0]]
+        else:
+            hidden = frozenset(cell.metadata.get(HIDDEN, ()))
+            found[name] = Asserts(name, points, cell.source, hidden)
+    return found

@@ -1,0 +1,8 @@
+"""Figures with a slider, for a live notebook; where nothing is live they are a still figure.
+
+A module for each chapter.
+"""
+
+from llmkit.widgets.live import follow
+from llmkit.widgets.losses import loss_knobs
+from llmkit.widgets.positions import turning_dials
