@@ -21,7 +21,7 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -108,42 +108,41 @@ def grade_class(
     limits = limits or course_limits(course)
     jobs = jobs or os.cpu_count() or 1
     graded = []
-    with executor or _processes(jobs) as pool:
-        # Sandboxes take seconds to start: they do while the gradebook is opened.
-        warming = [pool.submit(_warm, limits) for _ in range(jobs)]
-        with contextlib.nullcontext() if dry_run else open_gradebook(db_url) as gradebook:
-            todo: list[tuple[Found, Terms, bool]] = []
-            registered: dict[str, Registered] = {}
-            for master in masters(course, chapter):
-                in_gradebook = None
-                if gradebook:
-                    registered[master.label] = register(gradebook, db_url, master)
-                    in_gradebook = graded_students(gradebook, master.assignment, master.name)
-                terms = terms_of(course, master, limits)
-                for found in find_submissions(course, master.assignment, master.name):
-                    known = in_gradebook is None or found.student in in_gradebook
-                    todo.append((found, terms, known))
-            try:
-                for warmed in warming:
-                    warmed.result()
-                work = (_job(course, *each) for each in todo)
-                finished = _finished(pool, work, at_once=4 * jobs)
-                for done, (known, result, notebook) in enumerate(finished, start=1):
-                    if known and known.changes(result):
-                        changed(known, result)
-                    if gradebook and notebook:
-                        cells = registered[result.chapter]
-                        _bring_home(course, gradebook, cells, result, notebook)
-                    graded.append(result)
-                    progress(result, done, len(todo))
-            except BrokenExecutor:
-                raise RuntimeError(
-                    "A grading process was killed, perhaps for want of memory. What was finished "
-                    "is kept: grade again with fewer --jobs, and it goes on from there."
-                ) from None
-            except BaseException:  # Ctrl-C, say: what is finished is safe, the rest is dropped
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    with (
+        _workforce(executor, jobs, limits) as (pool, wait_until_ready),
+        contextlib.nullcontext() if dry_run else open_gradebook(db_url) as gradebook,
+    ):
+        todo: list[tuple[Found, Terms, bool]] = []
+        registered: dict[str, Registered] = {}
+        for master in masters(course, chapter):
+            in_gradebook = None
+            if gradebook:
+                registered[master.label] = register(gradebook, db_url, master)
+                in_gradebook = graded_students(gradebook, master.assignment, master.name)
+            terms = terms_of(course, master, limits)
+            for found in find_submissions(course, master.assignment, master.name):
+                known = in_gradebook is None or found.student in in_gradebook
+                todo.append((found, terms, known))
+        try:
+            wait_until_ready()
+            work = (_job(course, *each) for each in todo)
+            finished = _finished(pool, work, at_once=4 * jobs)
+            for done, (known, result, notebook) in enumerate(finished, start=1):
+                if known and known.changes(result):
+                    changed(known, result)
+                if gradebook and notebook:
+                    cells = registered[result.chapter]
+                    _bring_home(course, gradebook, cells, result, notebook)
+                graded.append(result)
+                progress(result, done, len(todo))
+        except BrokenExecutor:
+            raise RuntimeError(
+                "A grading process was killed, perhaps for want of memory. What was finished "
+                "is kept: grade again with fewer --jobs, and it goes on from there."
+            ) from None
+        except BaseException:  # Ctrl-C, say: what is finished is safe, the rest is dropped
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return sorted(graded, key=lambda one: (one.chapter, one.student))
 
 
@@ -291,9 +290,27 @@ def blank_notebook(course: Path, chapter: Chapter) -> NotebookNode:
     return chapter_master(course, chapter).released
 
 
-def _processes(jobs: int) -> Executor:
-    """A pool of processes forked off this one, which has everything imported and no thread yet."""
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"))
+@contextlib.contextmanager
+def _workforce(
+    executor: Executor | None, jobs: int, limits: Limits
+) -> Iterator[tuple[Executor, Callable[[], object]]]:
+    """What judges, and what waits until its sandboxes are ready: they take seconds to start."""
+    if executor:
+        with executor:
+            warming = [executor.submit(_warm, limits) for _ in range(jobs)]
+            yield executor, lambda: [warmed.result() for warmed in warming]
+        return
+    sandbox = _sandboxes[limits] = Sandbox(limits)
+    sandbox.start()
+    try:
+        # Forked at the first job, from a process that has everything imported and no thread yet;
+        # by then the sandbox is ready, and all share it.
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
+            yield pool, sandbox.wait
+    finally:
+        del _sandboxes[limits]
+        sandbox.stop()
 
 
 def _warm(limits: Limits) -> None:
@@ -301,11 +318,15 @@ def _warm(limits: Limits) -> None:
     _sandbox(limits)
 
 
-@cache
+_sandboxes: dict[Limits, Sandbox] = {}  # of this process, or of the one that forked it
+
+
 def _sandbox(limits: Limits) -> Sandbox:
-    """The sandbox of this process, started at its first notebook; it ends with the process."""
-    torch.set_num_threads(1)  # the cases are small, and the other processes want the cores
-    return Sandbox(limits).__enter__()
+    """The sandbox for these limits, started at the first notebook; it ends with the process."""
+    if limits not in _sandboxes:
+        torch.set_num_threads(1)  # the cases are small, and the other processes want the cores
+        _sandboxes[limits] = Sandbox(limits).__enter__()
+    return _sandboxes[limits]
 
 
 def _secret(course: Path) -> bytes:

@@ -69,7 +69,7 @@ def open_gradebook(db_url: str) -> Iterator[Gradebook]:
 
 @contextmanager
 def _alone(db_url: str) -> Iterator[None]:
-    """One grader at a time where nbgrader looks whether there are tables, and makes them."""
+    """One grader at a time where nbgrader looks whether something is there, and makes it."""
     url = make_url(db_url)
     if url.get_backend_name() != "sqlite" or not url.database:
         yield
@@ -94,9 +94,10 @@ class Registered:
 
 def register(gradebook: Gradebook, db_url: str, master: Master) -> Registered:
     """Tell the gradebook a notebook's cells and points, as nbgrader does on release."""
-    gradebook.update_or_create_assignment(master.assignment)
     names = {"notebook": master.name, "assignment": master.assignment, "db_url": db_url}
-    SaveCells().preprocess(copy.deepcopy(master.notebook), {"nbgrader": names})
+    with _alone(db_url):
+        gradebook.update_or_create_assignment(master.assignment)
+        SaveCells().preprocess(copy.deepcopy(master.notebook), {"nbgrader": names})
     notebook, assignment = gradebook.db.execute(
         select(Notebook.id, Notebook.assignment_id)
         .join(Assignment)

@@ -98,12 +98,11 @@ class Sandbox:
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Sandbox":
-        if not self.trusted:
-            self._start()
+        self._restart()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop()
+        self.stop()
 
     def worker(
         self, modules: dict[str, str] | None = None, beside: dict[str, bytes] | None = None
@@ -114,17 +113,21 @@ class Sandbox:
         parent that is gone is started again. Raises `SandboxUnavailable` if there is no worker to
         be had.
         """
-        if self._process is None and not self.trusted:
-            self._start()
+        if self._process is None:
+            self._restart()
         files = modules or {}, beside or {}
         try:
             return self._open(*files)
         except SandboxUnavailable:
-            self._stop()
+            self.stop()
             if self.trusted:
                 raise
-        self._start()
+        self._restart()
         return self._open(*files)
+
+    def _restart(self) -> None:
+        self.start()
+        self.wait()
 
     def _open(self, modules: dict[str, str], beside: dict[str, bytes]) -> "Worker":
         worker = _plain_worker(self.limits) if self.trusted else self._forked_worker()
@@ -137,33 +140,45 @@ class Sandbox:
             raise
         return worker
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin to start the parent, which takes seconds: `wait` says when it is ready.
+
+        Processes that are forked after that share it. Raises SandboxUnavailable.
+        """
+        if self.trusted:
+            return
         self._control, theirs = socket.socketpair()
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - `wait` closes it
         judge = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
-        with tempfile.TemporaryFile() as complaints:
-            try:
-                command = _command(theirs.fileno(), judge, self.limits)
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=complaints,
-                    stderr=complaints,
-                    pass_fds=(theirs.fileno(), judge),
-                    start_new_session=True,  # one process group: Ctrl-C spares it, _stop ends it
-                )
-            except OSError as error:
-                raise SandboxUnavailable(f"bubblewrap does not start: {error}.") from None
-            finally:
-                theirs.close()
-                if judge >= 0:
-                    os.close(judge)
-            self._control.settimeout(START_SECONDS)
-            try:
-                said = self._control.recv(4096)
-            except TimeoutError:
-                said = b"it did not get ready in time"
+        try:
+            command = _command(theirs.fileno(), judge, self.limits)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._complaints,
+                stderr=self._complaints,
+                pass_fds=(theirs.fileno(), judge),
+                start_new_session=True,  # one process group: Ctrl-C spares it, `stop` ends it
+            )
+        except OSError as error:
+            raise SandboxUnavailable(f"bubblewrap does not start: {error}.") from None
+        finally:
+            theirs.close()
+            if judge >= 0:
+                os.close(judge)
+
+    def wait(self) -> None:
+        """Wait until the parent is ready. Raises SandboxUnavailable."""
+        if self.trusted:
+            return
+        self._control.settimeout(START_SECONDS)
+        try:
+            said = self._control.recv(4096)
+        except TimeoutError:
+            said = b"it did not get ready in time"
+        with self._complaints as complaints:
             if said != b"ready":
-                self._stop()
+                self.stop()
                 complaints.seek(0)
                 raise _unavailable(said.decode(errors="replace"), complaints.read(4000))
 
@@ -182,7 +197,8 @@ class Sandbox:
             self.limits, connection, output, report, lambda: report.shutdown(socket.SHUT_WR)
         )
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End the parent and all its workers."""
         if self._process is None:
             return
         self._control.close()  # the parent ends at that, and the kernel ends all its workers

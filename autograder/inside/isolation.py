@@ -9,10 +9,12 @@ import os
 import platform
 import resource
 import struct
+from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _NOBODY = 65534
 
@@ -61,6 +63,22 @@ def mount_tmpfs(path: str, size: int) -> None:
     """A private, empty, writable folder of at most `size` bytes."""
     options = f"size={size},nr_inodes=4096,mode=0755,uid={os.geteuid()},gid={os.getegid()}"
     _mount(b"tmpfs", path.encode(), b"tmpfs", options.encode(), _MS_NOSUID | _MS_NODEV)
+
+
+def use_huge_pages() -> None:
+    """Move this process's memory into pages of 2 MiB: a fork copies a fraction of the page tables.
+
+    Measured with torch imported: 6 ms instead of 23 for a fork and its end. A kernel that cannot
+    do it leaves things as they are.
+    """
+    huge = 2**21
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, permissions, _, _, _, *file = line.split()
+        first, last = (int(bound, 16) for bound in bounds.split("-"))
+        first, last = -(-first // huge) * huge, last // huge * huge
+        if permissions == "rw-p" and file in ([], ["[heap]"]) and first < last:
+            for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
+                _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
 
 
 def unshare(flags: int) -> None:

@@ -54,6 +54,7 @@ def main() -> None:
         raise
     gc.collect()
     gc.freeze()  # a collection in a worker then leaves the parent's pages alone
+    isolation.use_huge_pages()
     control.sendall(b"ready")
 
     def serve(descriptor: int) -> None:

@@ -151,7 +151,7 @@ def test_a_sandbox_s_parent_that_dies_costs_nobody_anything(course, undisturbed)
 
     with ThreadPoolExecutor(1) as pool:
         grade_class(course, CHAPTER, limits=LIMITS, jobs=1, executor=pool, progress=kill_the_parent)
-    grade._sandbox.cache_clear()
+    grade._sandboxes.pop(LIMITS).stop()
     assert scores(course) == undisturbed
 
 
