@@ -5,7 +5,8 @@ but for notebooks at which the grader itself failed; 130 interrupted.
 """
 
 import json
-from contextlib import suppress
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +16,10 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from autograder.graded import Graded
+    from autograder.sandbox import Limits
 
 app = typer.Typer(
     help="Build the course's notebooks, and grade them.",
@@ -120,6 +124,10 @@ def grade(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would change, and write nothing.")
     ] = False,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Judge on this Dask cluster: tcp://scheduler:8786."),
+    ] = None,
 ) -> None:
     """Grade the submissions in submitted/ and write gradebook, autograded/ and the class report."""
     from autograder.display import as_change, grading_progress, one_line
@@ -134,14 +142,20 @@ def grade(
         words = one_line(f"{after.student}, {after.chapter}: {each}")
         err.print(words, markup=False, highlight=False)
 
+    if dask and jobs:
+        raise typer.BadParameter("--jobs is for processes here: a cluster has its workers.")
     limits = course_limits(course, _limits(limit))
-    with grading_progress(err if as_json else out) as progress:
+    with (
+        _workers(dask, limits, jobs) as (executor, jobs),
+        grading_progress(err if as_json else out) as progress,
+    ):
         graded = grade_class(
             course,
             chapter,
             db_url=db,
             limits=limits,
             jobs=jobs,
+            executor=executor,
             dry_run=dry_run,
             progress=progress,
             changed=changed,
@@ -388,6 +402,17 @@ def _report(
     out.print(f"Report: {write_report(graded, path, places, named)}", markup=False)
 
 
+def _workers(
+    dask: str | None, limits: "Limits", jobs: int | None
+) -> AbstractContextManager[tuple["Executor | None", int | None]]:
+    """What judges in place of processes here, and how many that is."""
+    if not dask:
+        return nullcontext((None, jobs))
+    from autograder.cluster import on_cluster
+
+    return on_cluster(dask, limits)
+
+
 def _limits(given: list[str] | None) -> dict[str, float]:
     """{"wall_per_cell": 30.0} for ["wall_per_cell=30"]."""
     limits = {}
@@ -418,6 +443,8 @@ def _gradebook_url(course: Path, db: str | None, must_exist: bool = False) -> st
 
 def main() -> None:
     """Run the command line; what went wrong is one sentence on stderr."""
+    # jsonschema would import it, if it is there, and that compiles a grammar for two seconds.
+    sys.modules.setdefault("rfc3987_syntax", None)
     from autograder.build import BuildError
 
     try:

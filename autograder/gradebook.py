@@ -31,13 +31,33 @@ from nbgrader.api import (
 )
 from nbgrader.preprocessors import SaveCells
 from nbgrader.utils import compute_checksum, determine_grade, is_grade, is_solution
-from sqlalchemy import bindparam, insert, make_url, select, update
-from sqlalchemy.exc import IntegrityError, SAWarning, SQLAlchemyError
+from sqlalchemy import (
+    URL,
+    Connection,
+    NullPool,
+    bindparam,
+    create_engine,
+    func,
+    insert,
+    make_url,
+    select,
+    update,
+)
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    NoSuchModuleError,
+    SAWarning,
+    SQLAlchemyError,
+)
 from sqlalchemy.orm import Session
 
 from autograder.masters import Master
 
 COURSE_ID = "llm"
+URLS = "postgresql+psycopg://USER@HOST/DATABASE or sqlite:////FOLDER/gradebook.db"
+POSTGRESQL_LOCK = 0x6E62677261646572  # "nbgrader": the number on which graders agree
+POSTGRESQL_SECONDS = "10"  # to wait for a host that does not answer
 
 
 class GradebookError(RuntimeError):
@@ -48,8 +68,11 @@ class GradebookError(RuntimeError):
 def open_gradebook(db_url: str) -> Iterator[Gradebook]:
     """Open the gradebook at an SQLAlchemy URL, making its tables the first time.
 
-    Raises GradebookError for whatever the database refuses while it is open.
+    Raises GradebookError for a URL that is wrong, and for whatever the database refuses while it
+    is open. No password is in the message.
     """
+    url = _url(db_url)
+    os.environ.setdefault("PGCONNECT_TIMEOUT", POSTGRESQL_SECONDS)
     # nbgrader's own models warn at every new submission about the order of their making.
     warnings.filterwarnings("ignore", category=SAWarning, module="nbgrader")
     # nbgrader asks the `alembic` command for its schema version: it stands beside this Python.
@@ -60,17 +83,51 @@ def open_gradebook(db_url: str) -> Iterator[Gradebook]:
         with opened as gradebook:
             yield gradebook
     except (SQLAlchemyError, InvalidEntry) as error:
-        cause = " ".join(str(getattr(error, "orig", None) or error).split())
+        cause = " ".join(str(getattr(error, "orig", None) or error).split()).rstrip(".")
         raise GradebookError(
-            f"The gradebook {make_url(db_url)!r} failed: {cause:.300}. What was graded before is "
+            f"The gradebook {_shown(url)} failed: {cause:.300}. What was graded before is "
             "in it: grade again, and it goes on from there."
         ) from error
+
+
+def _url(db_url: str) -> URL:
+    """The URL, if it is one and its driver is installed. Raises GradebookError."""
+    url = None
+    try:
+        url = make_url(db_url)
+        url.get_dialect().import_dbapi()
+    except NoSuchModuleError:
+        raise GradebookError(f"{url.drivername!r} is no database: write {URLS}.") from None
+    except (ArgumentError, ValueError):  # whose words would show the password
+        raise GradebookError(f"The gradebook's URL cannot be read: write {URLS}.") from None
+    except ImportError as error:
+        advice = f"python -m pip install {error.name}"
+        if url.get_backend_name() == "postgresql":
+            advice = "python -m pip install 'psycopg[binary]', and write postgresql+psycopg://"
+        raise GradebookError(
+            f"The gradebook {_shown(url)} wants a driver that is not there: {advice}."
+        ) from None
+    if "@" in (url.host or ""):  # the rest of a password
+        raise GradebookError("The gradebook's URL holds two @: write %40 for one in a password.")
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").parent.is_dir():
+        raise GradebookError(f"There is no folder for the gradebook {_shown(url)}.")
+    return url
+
+
+def _shown(url: URL) -> str:
+    """The URL without its password, wherever that stands."""
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 @contextmanager
 def _alone(db_url: str) -> Iterator[None]:
     """One grader at a time where nbgrader looks whether something is there, and makes it."""
     url = make_url(db_url)
+    if url.get_backend_name() == "postgresql":
+        with create_engine(url, poolclass=NullPool).connect() as connection:
+            connection.execute(select(func.pg_advisory_lock(POSTGRESQL_LOCK)))
+            yield  # closing the connection ends the lock
+        return
     if url.get_backend_name() != "sqlite" or not url.database:
         yield
         return
@@ -140,49 +197,51 @@ def graded_students(gradebook: Gradebook, assignment: str, name: str) -> set[str
 
 
 def _record(db: Session, cells: Registered, student: str, notebook: NotebookNode) -> None:
-    submitted = _submitted(db, cells, student)
-    grades, comments = Grade.__table__, Comment.__table__
-    for table, wanted in ((grades, cells.graded), (comments, cells.answered)):
-        there = set(db.scalars(select(table.c.cell_id).where(table.c.notebook_id == submitted)))
-        new = [{"cell_id": i, "notebook_id": submitted} for i in wanted.values() if i not in there]
-        if new:
-            db.execute(insert(table), new)
-    manual = select(grades.c.cell_id).where(grades.c.notebook_id == submitted)
-    by_hand = set(db.scalars(manual.where(grades.c.manual_score.is_not(None))))
-    scores, remarks = [], []
+    scores = {i: {"auto_score": None, "needs_manual_grade": True} for i in cells.graded.values()}
+    remarks = {i: {"auto_comment": None} for i in cells.answered.values()}
     for cell in notebook.cells:
         if is_grade(cell):
-            i = cells.graded[cell.metadata.nbgrader.grade_id]
             score, _ = determine_grade(cell)
-            look = score is None or i in by_hand
-            scores.append({"i": i, "auto_score": score, "needs_manual_grade": look})
+            i = cells.graded[cell.metadata.nbgrader.grade_id]
+            scores[i] = {"auto_score": score, "needs_manual_grade": score is None}
         if is_solution(cell):
-            i = cells.answered[cell.metadata.nbgrader.grade_id]
             untouched = cell.metadata.nbgrader.get("checksum") == compute_checksum(cell)
-            remarks.append({"i": i, "auto_comment": "No response." if untouched else None})
-    for table, rows in ((grades, scores), (comments, remarks)):
-        if rows:
+            i = cells.answered[cell.metadata.nbgrader.grade_id]
+            remarks[i] = {"auto_comment": "No response." if untouched else None}
+    connection = db.connection()
+    submitted = _submitted(connection, cells, student)
+    grades, comments = Grade.__table__, Comment.__table__
+    known = select(grades.c.cell_id, grades.c.manual_score).where(grades.c.notebook_id == submitted)
+    graded = dict(connection.execute(known).all())
+    for i in graded.keys() & scores.keys():
+        scores[i]["needs_manual_grade"] |= graded[i] is not None
+    known = select(comments.c.cell_id).where(comments.c.notebook_id == submitted)
+    commented = set(connection.scalars(known))
+    for table, rows, there in ((grades, scores, graded), (comments, remarks, commented)):
+        new = [
+            {"cell_id": i, "notebook_id": submitted} | r for i, r in rows.items() if i not in there
+        ]
+        if new:
+            connection.execute(insert(table), new)
+        if old := [{"i": i} | r for i, r in rows.items() if i in there]:
             ours = (table.c.notebook_id == submitted) & (table.c.cell_id == bindparam("i"))
-            db.connection().execute(update(table).where(ours), rows)
+            connection.execute(update(table).where(ours), old)
     db.commit()
 
 
-def _submitted(db: Session, cells: Registered, student: str) -> str:
+def _submitted(connection: Connection, cells: Registered, student: str) -> str:
     """The id of the student's notebook, which is made the first time."""
     whole, mine = SubmittedAssignment.__table__, SubmittedNotebook.__table__
-    folder = db.scalar(
-        select(whole.c.id)
-        .where(whole.c.assignment_id == cells.assignment)
-        .where(whole.c.student_id == student)
-    )
+    of_student = (whole.c.assignment_id == cells.assignment) & (whole.c.student_id == student)
+    folder = connection.scalar(select(whole.c.id).where(of_student))
     if folder is None:
-        if db.scalar(select(Student.id).where(Student.id == student)) is None:
-            db.execute(insert(Student.__table__), {"id": student})
+        if connection.scalar(select(Student.id).where(Student.id == student)) is None:
+            connection.execute(insert(Student.__table__), {"id": student})
         row = {"assignment_id": cells.assignment, "student_id": student}
-        folder = db.execute(insert(whole), row).inserted_primary_key[0]
+        folder = connection.execute(insert(whole), row).inserted_primary_key[0]
     here = (mine.c.assignment_id == folder) & (mine.c.notebook_id == cells.notebook)
-    found = db.scalar(select(mine.c.id).where(here))
+    found = connection.scalar(select(mine.c.id).where(here))
     if found is None:
         row = {"assignment_id": folder, "notebook_id": cells.notebook}
-        found = db.execute(insert(mine), row).inserted_primary_key[0]
+        found = connection.execute(insert(mine), row).inserted_primary_key[0]
     return found

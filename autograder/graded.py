@@ -6,7 +6,7 @@ It is the truth from which the gradebook, the feedback and the report are writte
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autograder.verdict import Part, Verdict
@@ -71,7 +71,7 @@ class Graded:
 
     def save(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""
-        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=True))
+        write_atomically(path, json.dumps(vars(self), default=vars))
 
     @classmethod
     def load(cls, path: Path) -> "Graded":

@@ -300,50 +300,62 @@ class Worker:
 
     def _exchange(self, request: bytes, seconds: float) -> bytes:
         """Send the request and receive the reply, while reading what the worker prints."""
-        limits = self._limits
         deadline = min(time.monotonic() + seconds, self._deadline)
         unsent, reply, wanted = memoryview(request), bytearray(), LENGTH_BYTES
-        if self._readable(self._connection):
+        if self._receive(reply):
             raise self._gone("sent something that was not asked for")
-        self._selector.modify(self._connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        unsent = self._send(unsent)
+        if unsent:
+            self._selector.modify(self._connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
         while len(reply) < wanted:
             left = deadline - time.monotonic()
             if left <= 0:
                 whole = deadline == self._deadline
-                spent = f"in all {limits.wall_per_submission:g}" if whole else f"{seconds:g}"
+                limit = self._limits.wall_per_submission
+                spent = f"in all {limit:g}" if whole else f"{seconds:g}"
                 raise self._end(f"ran longer than {spent} s")
             for key, events in self._selector.select(left):
                 if key.fileobj is self._output:
                     self._read_output()
                     continue
-                try:
-                    if events & selectors.EVENT_WRITE:
-                        unsent = unsent[self._connection.send(unsent) :]
-                        if not unsent:
-                            self._selector.modify(self._connection, selectors.EVENT_READ)
-                    if events & selectors.EVENT_READ:
-                        chunk = self._connection.recv(min(wanted - len(reply), 2**18))
-                        if not chunk:
-                            raise self._gone("closed its connection to the grader")
-                        reply += chunk
-                except BlockingIOError:
-                    continue
-                except OSError:  # reset, broken pipe
-                    raise self._gone("closed its connection to the grader") from None
-                if wanted == LENGTH_BYTES == len(reply):
-                    wanted += int.from_bytes(reply, "big")
-                    if wanted > limits.result_bytes + MAX_JSON_BYTES + 100:
+                if events & selectors.EVENT_WRITE:
+                    unsent = self._send(unsent)
+                    if not unsent:
+                        self._selector.modify(self._connection, selectors.EVENT_READ)
+                if events & selectors.EVENT_READ:
+                    self._receive(reply)
+                if wanted == LENGTH_BYTES <= len(reply):
+                    wanted += int.from_bytes(reply[:LENGTH_BYTES], "big")
+                    if wanted > self._limits.result_bytes + MAX_JSON_BYTES + 100:
                         raise self._end(NO_RESULT)
         if unsent:
             raise self._end("answered before it was asked")
+        if len(reply) > wanted:
+            raise self._end("sent something that was not asked for")
         self._read_output()
         return bytes(reply[LENGTH_BYTES:])
 
-    def _readable(self, end: socket.socket) -> bool:
-        return any(
-            key.fileobj is end and events & selectors.EVENT_READ
-            for key, events in self._selector.select(0)
-        )
+    def _send(self, message: memoryview) -> memoryview:
+        """Send what can be sent at once; what is left of the message."""
+        try:
+            return message[self._connection.send(message) :]
+        except BlockingIOError:
+            return message
+        except OSError:  # reset, broken pipe
+            raise self._gone("closed its connection to the grader") from None
+
+    def _receive(self, into: bytearray) -> bool:
+        """Read a piece of what has come; whether there was any."""
+        try:
+            chunk = self._connection.recv(2**18)
+        except BlockingIOError:
+            return False
+        except OSError:  # reset, broken pipe
+            chunk = b""
+        if not chunk:
+            raise self._gone("closed its connection to the grader")
+        into += chunk
+        return True
 
     def _read_output(self) -> None:
         """All that is there to read; kept up to the limit."""

@@ -91,7 +91,8 @@ def judge(
 
 def _judge_function(check: Check, outcomes: Sequence[Outcome], seed: str, hidden: bool) -> Verdict:
     cases = check.draw(seed)
-    differences = _differences(check, outcomes, check.outcomes(check.reference, seed))
+    reference = check.call_of(check.reference)
+    differences = _differences(check, outcomes, [case.outcome(reference) for case in cases])
     failed = [i for i, difference in enumerate(differences) if difference]
     passed = len(outcomes) - len(failed)
     if not failed:
