@@ -78,7 +78,7 @@ DEADLY = {
         "import os\nhead = (30 << 20).to_bytes(8, 'big')\nfor fd in range(3, 20):\n    try:\n"
         "        os.write(fd, head)\n        while True: os.write(fd, b'x' * 65536)\n"
         "    except OSError: pass",
-        r"^sent something that is not a result$|^ran longer",
+        r"^sent something that (is not a result|was not asked for)$|^ran longer",
     ),
     # processes
     "fork bomb": (
