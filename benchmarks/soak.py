@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autograder.demo.synthetic import Synthetic, make_class, write_class
 from autograder.graded import Graded, load_class
-from benchmarks.grading import HONEST, ROOT, busy, environment, own_compute
+from benchmarks.grading import HONEST, ROOT, busy, environment, own_compute, without_demos
 
 SIZES = (10, 100, 1000)
 WALL_PER_CELL = 3  # seconds: the honest cells take milliseconds, and many attacks only wait
@@ -35,9 +35,8 @@ class Run:
 def mixed(size: int) -> list[Synthetic]:
     """A class of that size: every kind in turn, and each attack at most once."""
     made = make_class(ROOT)
-    hostile = [student for student in made if student.kind == "hostile"]
-    honest = [student for student in made if student.kind in HONEST]
-    hostile = hostile[: size // 10]
+    hostile = [student for student in made if student.kind == "hostile"][: size // 10]
+    honest = [without_demos(student) for student in made if student.kind in HONEST]
     rounds = itertools.cycle(honest)
     copies = [next(rounds) for _ in range(size - len(hostile))]
     named = [replace(s, student=f"{s.student}-{i}") for i, s in enumerate(copies)]
