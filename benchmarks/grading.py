@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -25,7 +26,8 @@ from autograder.course import checks_of
 from autograder.demo.synthetic import Synthetic, make_class, write_class
 from autograder.practice import PRACTICE_SEED
 
-HONEST = {"perfect", "style", "misconception", "answers", "blank", "unfinished", "crashing"}
+HONEST = {"perfect", "style", "misconception", "blank", "unfinished", "crashing"}
+COUNT = 180
 ROOT = Path(__file__).parents[1]
 STOCK_CONFIG = """
 c = get_config()
@@ -84,6 +86,17 @@ def measure(command: list[str], folder: Path) -> Cost:
     return Cost(cpu - background * wall, wall)
 
 
+def honest_class(count: int) -> list[Synthetic]:
+    """So many honest submissions, to every chapter in turn."""
+    by_chapter: dict[str, list[Synthetic]] = {}
+    for student in make_class(ROOT):
+        if student.kind in HONEST:
+            by_chapter.setdefault(student.chapter, []).append(without_demos(student))
+    in_turn = chain.from_iterable(zip(*map(cycle, by_chapter.values()), strict=False))
+    chosen = enumerate(islice(in_turn, count))
+    return [replace(student, student=f"{student.student}-{i}") for i, student in chosen]
+
+
 def without_demos(student: Synthetic) -> Synthetic:
     """The same submission with its demo cells emptied: stock nbgrader would run them, too."""
     for cell in student.notebook.cells:
@@ -133,8 +146,7 @@ def scores(folder: Path) -> dict[tuple[str, str, str], float | None]:
 
 
 def main() -> None:
-    honest = (student for student in make_class(ROOT) if student.kind in HONEST)
-    students = [without_demos(student) for student in honest]
+    students = honest_class(COUNT)
     chapters = sorted({student.chapter for student in students})
     with tempfile.TemporaryDirectory() as scratch:
         ours, stock = Path(scratch, "ours"), Path(scratch, "stock")

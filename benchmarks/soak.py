@@ -5,18 +5,17 @@ the grader's processes (the one that writes and the largest of those that judge)
 grow with the class. Every verdict is compared with what its submission was built to score.
 """
 
-import itertools
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from autograder.demo.synthetic import Synthetic, make_class, write_class
 from autograder.graded import Graded, load_class
-from benchmarks.grading import HONEST, ROOT, busy, environment, own_compute, without_demos
+from benchmarks.grading import HONEST, ROOT, busy, environment, honest_class, own_compute
 
 SIZES = (10, 100, 1000)
 WALL_PER_CELL = 3  # seconds: the honest cells take milliseconds, and many attacks only wait
@@ -33,14 +32,10 @@ class Run:
 
 
 def mixed(size: int) -> list[Synthetic]:
-    """A class of that size: every kind in turn, and each attack at most once."""
-    made = make_class(ROOT)
-    hostile = [student for student in made if student.kind == "hostile"][: size // 10]
-    honest = [without_demos(student) for student in made if student.kind in HONEST]
-    rounds = itertools.cycle(honest)
-    copies = [next(rounds) for _ in range(size - len(hostile))]
-    named = [replace(s, student=f"{s.student}-{i}") for i, s in enumerate(copies)]
-    return [*named, *hostile]
+    """A class of that size: every honest kind in turn, and each attack at most once."""
+    hostile = [student for student in make_class(ROOT) if student.kind == "hostile"]
+    hostile = hostile[: size // 10]
+    return [*honest_class(size - len(hostile)), *hostile]
 
 
 def grade(folder: Path) -> Run:

@@ -7,7 +7,7 @@ the course.
 import copy
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from nbformat import NotebookNode
 
 from autograder.build import build, instructor_notebook, release
 from autograder.cells import literal, source_of
-from autograder.check import Check, Exercise
+from autograder.check import Check, Exercise, Misconception
 from autograder.course import SOLUTION, Chapter, chapters, checks_of, graded_call
 from autograder.demo.attacks import ATTACKS
 
+MISTAKEN = 12  # students of a chapter who share its misconceptions
 MADE = ("submitted", "autograded", "feedback", "verdicts", "solutions", "notebooks")
 
 
@@ -32,7 +33,7 @@ class Synthetic:
 
     student: str
     chapter: str
-    kind: str  # "perfect", "style", "misconception", "answers", "blank", …, "hostile"
+    kind: str  # "perfect", "style", "misconception", "blank", …, "hostile"
     notebook: NotebookNode
     expected: Mapping[str, int]
     diagnosis: Mapping[str, str]
@@ -127,7 +128,7 @@ class _Room:
 
     def students(self) -> list[Synthetic]:
         """Everybody but the hostile."""
-        number, topic = self.chapter.slug[:2], self.chapter.topic
+        number = self.chapter.slug[:2]
         everything = {name: e.points for name, e in self.exercises.items()}
         made = [
             Synthetic(
@@ -143,28 +144,22 @@ class _Room:
         for k in range(3):
             style = {c.name: self.cell(c, c.variants[k % len(c.variants)]) for c in self.checks}
             made.append(self.student(f"style-{number}-{k + 1}", "style", {}, right=style))
-        for check in self.checks:
-            for k, misconception in enumerate(check.misconceptions, start=1):
-                made.append(
-                    self.student(
-                        f"{topic}-{check.name}-{k}",
-                        "misconception",
-                        {check.name: self.cell(check, misconception.wrong)},
-                        {check.name: misconception.title},
-                    )
-                )
-        questions = [e for e in self.exercises.values() if not isinstance(e, Check)]
-        for k in range(max((len(q.misconceptions) for q in questions), default=0)):
-            asked = {q.name: q for q in questions if k < len(q.misconceptions)}
-            made.append(
-                self.student(
-                    f"{topic}-answers-{k + 1}",
-                    "answers",
-                    {n: self.cell(q, q.misconceptions[k].wrong) for n, q in asked.items()},
-                    {n: q.misconceptions[k].title for n, q in asked.items()},
-                )
-            )
+        made += self._mistaken()
         return made
+
+    def _mistaken(self) -> Iterator[Synthetic]:
+        """A few students who between them hold every misconception, each in one exercise."""
+        exercises = self.exercises.values()
+        few = max(MISTAKEN, *(len(exercise.misconceptions) for exercise in exercises))
+        held: list[dict[str, Misconception]] = [{} for _ in range(few)]
+        for place, exercise in enumerate(exercises):
+            for k, misconception in enumerate(exercise.misconceptions):
+                held[(place + k) % few][exercise.name] = misconception
+        for number, mistakes in enumerate(filter(None, held), start=1):
+            wrong = {n: self.cell(self.exercises[n], m.wrong) for n, m in mistakes.items()}
+            titles = {name: mistake.title for name, mistake in mistakes.items()}
+            name = f"mistaken-{self.chapter.slug[:2]}-{number:02}"
+            yield self.student(name, "misconception", wrong, titles)
 
     def _crashes(self) -> dict[str, str]:
         """A cell that raises, a function that raises, and a cell that is not Python."""

@@ -18,6 +18,7 @@ from autograder.course import CHAPTERS, SOLUTION, allowed_modules, chapters, che
 from autograder.demo import compare, make_class, write_class
 from autograder.demo.attacks import ATTACKS
 from autograder.demo.rehearsal import compare_scores
+from autograder.demo.synthetic import MISTAKEN
 from autograder.graded import Graded
 from autograder.inside.outcome import Outcome
 from autograder.submission import find_submissions, read_submission, valid_student_id
@@ -175,16 +176,16 @@ def test_the_class_is_large_and_of_every_kind(students):
     kinds = Counter(one.kind for one in students)
     assert len(students) >= 40
     assert kinds.keys() == {
-        "perfect", "style", "misconception", "answers", "blank", "unfinished", "crashing",
-        "looping", "hostile",
+        "perfect", "style", "misconception", "blank", "unfinished", "crashing", "looping",
+        "hostile",
     }  # fmt: skip
     for kind in ("perfect", "blank", "unfinished", "crashing", "looping"):
         assert kinds[kind] == len(COURSE)
     assert kinds["style"] == 3 * len(COURSE)
     assert kinds["hostile"] == len(ATTACKS) >= 8
-    exercises = [e for chapter in COURSE for e in checks_of(chapter.slug).values()]
-    checks = [e for e in exercises if isinstance(e, Check)]
-    assert kinds["misconception"] == sum(len(check.misconceptions) for check in checks)
+    exercises = [checks_of(chapter.slug).values() for chapter in COURSE]
+    most = [max(len(exercise.misconceptions) for exercise in chapter) for chapter in exercises]
+    assert kinds["misconception"] == sum(max(MISTAKEN, n) for n in most)
 
 
 def test_student_names_are_valid_and_no_two_alike(students):
@@ -208,8 +209,11 @@ def test_expected_points_add_up(students):
                 assert one.points == 0
             case "unfinished":
                 assert len(lost) == (len(exercises) + 1) // 2
-            case "misconception" | "hostile" | "looping":
+            case "hostile" | "looping":
                 assert len(lost) == 1
+            case "misconception":
+                assert {exercise.name for exercise in lost} == one.diagnosis.keys()
+                assert 1 <= len(lost) < len(exercises)
 
 
 def test_every_misconception_is_in_the_class(students):
@@ -257,18 +261,19 @@ def test_the_judge_finds_every_exercise_whatever_was_done_to_the_file(students, 
 
 
 def test_wrong_answers_to_questions_are_diagnosed(students):
-    for one in (one for one in students if one.kind == "answers"):
-        questions = checks_of(one.chapter)
+    for one in (one for one in students if one.kind == "misconception"):
+        exercises = checks_of(one.chapter)
         variables = {}
         for cell in one.notebook.cells:
             if cell.cell_type == "code" and (call := graded_call(cell.source)):
                 variables[call[0]] = call[1]
         for name, title in one.diagnosis.items():
+            question = exercises[name]
+            if not isinstance(question, Question):
+                continue
             place = [c.metadata.get("nbgrader", {}).get("grade_id") for c in one.notebook.cells]
             namespace: dict = {}
             exec(one.notebook.cells[place.index(name + SOLUTION)].source, namespace)
-            question = questions[name]
-            assert isinstance(question, Question)
             verdict = judge(question, [Outcome(namespace[variables[name]])], SEED)
             assert (verdict.earned, verdict.misconception) == (0, title)
 
