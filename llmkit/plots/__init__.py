@@ -10,6 +10,24 @@ from llmkit.plots.losses import (
     loss_parts,
     surprise_curve,
 )
+from llmkit.plots.ngrams import (
+    end_to_end,
+    follower_table,
+    losses_by_n,
+    next_tokens,
+    perplexity_by_k,
+    ruler,
+    smoothing,
+    visible,
+    word_map,
+)
+from llmkit.plots.norms import (
+    batch_mates,
+    normed_groups,
+    one_sample,
+    sizes_by_depth,
+    training_losses,
+)
 from llmkit.plots.positions import (
     dials,
     llama3_bands,
@@ -34,4 +52,11 @@ from llmkit.plots.style import (
     image,
     png,
     show,
+)
+from llmkit.plots.tokenization import (
+    compression_curves,
+    lookup,
+    merges_undone,
+    similarity,
+    token_rows,
 )

@@ -5,4 +5,7 @@ A module for each chapter.
 
 from llmkit.widgets.live import follow
 from llmkit.widgets.losses import loss_knobs
+from llmkit.widgets.ngrams import next_character_explorer
+from llmkit.widgets.norms import norm_knobs
 from llmkit.widgets.positions import turning_dials
+from llmkit.widgets.tokenization import merge_slider
