@@ -7,6 +7,14 @@ import torch
 from torch import Tensor, nn
 
 
+def root_mean_square(x: Tensor) -> Tensor:
+    """How large the numbers of a vector are: sqrt(mean(x²)), over the last dimension.
+
+    Shapes: (..., D) -> (...).
+    """
+    return x.pow(2).mean(-1).sqrt()
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Layer normalization (Ba et al., 2016): (x - mean) / sqrt(variance + eps) · weight + bias.
 
@@ -42,6 +50,21 @@ def layer_norm_backward(
     return grad_x, (rows * normed).sum(0), rows.sum(0)
 
 
+def running_statistics(
+    running_mean: Tensor, running_variance: Tensor, x: Tensor, momentum: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """Running mean and variance of each feature, moved by `momentum` towards those of a batch.
+
+    Of the variance it is the unbiased one, with B - 1 in the denominator: the batch stands for all
+    data, and around its own mean it is spread too little.
+
+    Shapes: (D,), (D,), x (B, D) with B of at least 2 -> (D,), (D,).
+    """
+    batch = _wide(x).detach()
+    mean, variance = batch.mean(0), batch.var(0, correction=1)
+    return running_mean.lerp(mean, momentum), running_variance.lerp(variance, momentum)
+
+
 def batch_norm(
     x: Tensor,
     weight: Tensor,
@@ -67,9 +90,9 @@ def batch_norm(
     mean, variance = running_mean, running_variance
     if training:
         mean, variance = wide.mean(0), wide.var(0, correction=0)
-        unbiased = variance * len(x) / (len(x) - 1)
-        running_mean = running_mean.lerp(mean.detach(), momentum)
-        running_variance = running_variance.lerp(unbiased.detach(), momentum)
+        running_mean, running_variance = running_statistics(
+            running_mean, running_variance, x, momentum
+        )
     normed = (wide - mean) * torch.rsqrt(variance + eps)
     return weight * normed.type_as(x) + bias, running_mean, running_variance
 
@@ -84,6 +107,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     wide = _wide(x)
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * normed.type_as(x)
+
+
+def fold_norm_weight(norm_weight: Tensor, projection: Tensor) -> Tensor:
+    """The projection that does after `rms_norm` without a weight what `projection` does after one.
+
+    y = W (n · weight) = (W · weight) n: each column of W takes the weight of the feature it reads.
+    A weight thus costs nothing once training is over.
+
+    Shapes: norm_weight (D,), projection (F, D) -> (F, D), in the projection's dtype.
+    """
+    return (projection * norm_weight).type_as(projection)
 
 
 class RMSNorm(nn.Module):

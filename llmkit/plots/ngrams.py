@@ -24,12 +24,14 @@ from llmkit.plots.style import (
 
 def next_tokens(probabilities: Mapping[str, float], title: str, top: int = 12) -> Figure:
     """The probability of each next token as a bar, the likeliest `top` of them, likeliest first."""
-    likeliest = sorted(probabilities.items(), key=lambda pair: -pair[1])[:top]
+    possible = [(token, p) for token, p in probabilities.items() if p > 0]
+    likeliest = sorted(possible, key=lambda pair: -pair[1])[:top]
     names = [visible(token) for token, _ in likeliest]
     values = [probability for _, probability in likeliest]
     figure, (ax,) = card(6.5, 2.6)
     bars = ax.bar(range(len(names)), values, color=BLUE)
-    ax.bar_label(bars, [f"{value:.3g}" for value in values], fontsize=8, padding=2)
+    labels = [f"{value:.2g}" if value >= 0.001 else "<.001" for value in values]
+    ax.bar_label(bars, labels, fontsize=8, padding=2)
     ax.set_xticks(range(len(names)), names)
     ax.set(title=title, ylabel="probability", xlabel="next token", ylim=(0, 1.08))
     return figure

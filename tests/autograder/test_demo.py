@@ -79,7 +79,7 @@ def test_a_cell_behaves_like_the_function_it_was_made_of(run, chapter, check, fu
     namespace = run(source_of(function, check.name), chapter)
     assert namespace.keys() - {"__name__", "__builtins__"} == {"_build", check.name}
     for case, wanted in zip(cases, expected, strict=True):
-        actual = case.outcome(namespace[check.name])
+        actual = case.outcome(check.call_of(namespace[check.name]))
         assert compare_outcomes(actual, wanted, (0.0, 0.0)) is None
 
 

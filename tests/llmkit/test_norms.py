@@ -8,10 +8,13 @@ from llmkit.norms import (
     PreNormBlock,
     RMSNorm,
     batch_norm,
+    fold_norm_weight,
     layer_norm,
     layer_norm_backward,
     norm_flops,
     rms_norm,
+    root_mean_square,
+    running_statistics,
 )
 from llmkit.transformer import PRESETS, TransformerBlock
 from tests.llmkit.gradients import assert_gradients
@@ -192,3 +195,30 @@ def test_norm_flops_counted_one_by_one(dim):
     assert norm_flops(1, dim, "layer") == Counted.count
     with pytest.raises(ValueError, match='must be "rms" or "layer"'):
         norm_flops(1, dim, "batch")
+
+
+def test_root_mean_square_is_the_norm_over_the_root_of_the_width():
+    x = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(root_mean_square(x), x.norm(dim=-1) / 7**0.5)
+
+
+def test_running_statistics_are_those_that_torchs_module_keeps():
+    generator = torch.Generator().manual_seed(0)
+    module = nn.BatchNorm1d(5, momentum=0.3)
+    mean, variance = torch.zeros(5), torch.ones(5)
+    for _ in range(3):
+        x = torch.randn(4, 5, generator=generator) * 2 + 1
+        module(x)
+        mean, variance = running_statistics(mean, variance, x, momentum=0.3)
+    torch.testing.assert_close(mean, module.running_mean)
+    torch.testing.assert_close(variance, module.running_var)
+
+
+def test_a_folded_norm_weight_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, 5, generator=generator), torch.randn(5, generator=generator)
+    projection = torch.randn(7, 5, generator=generator)
+    folded = fold_norm_weight(weight, projection)
+    torch.testing.assert_close(
+        rms_norm(x, torch.ones(5)) @ folded.T, rms_norm(x, weight) @ projection.T
+    )
