@@ -10,11 +10,29 @@ Logarithms are natural, so log-probabilities are in nats.
 import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 Token = TypeVar("Token", bound=Hashable)
 Counts = dict[tuple[Token, ...], dict[Token, int]]  # context -> next token -> how often
+
+
+def count_bigram(tokens: Sequence[Token], first: Token, second: Token) -> int:
+    """How often `second` comes directly after `first`."""
+    return sum(pair == (first, second) for pair in pairwise(tokens))
+
+
+def context_of(tokens: Sequence[Token], n: int) -> tuple[Token, ...]:
+    """What an n-gram model sees of a text: its last n−1 tokens. For n = 1 that is nothing, ().
+
+    Raises ValueError if the text has fewer.
+    """
+    if len(tokens) < n - 1:
+        raise ValueError(f"tokens must hold at least {n - 1}, but hold {len(tokens)}.")
+    return tuple(tokens[len(tokens) - n + 1 :])
 
 
 def count_ngrams(tokens: Sequence[Token], n: int) -> Counts[Token]:
@@ -122,10 +140,22 @@ def sample_sequence(
     for draw in draws:
         if not 0 <= draw < 1:
             raise ValueError(f"draws must lie in [0, 1), but one is {draw}.")
-        seen = counts.get(tuple(sequence[len(sequence) - n + 1 :]))
+        seen = counts.get(context_of(sequence, n))
         if seen is None:
             break
         threshold = draw * sum(seen.values())
         reached = zip(seen, accumulate(seen.values()), strict=True)
         sequence.append(next(token for token, total in reached if total > threshold))
     return sequence
+
+
+def probability_table(counts: Tensor, k: float = 0.0) -> Tensor:
+    """Counts as a table, with a row for each context, turned into probabilities by add-k.
+
+    Each row sums to 1; with k = 0, a row that was never counted stays 0, as with `smooth`.
+
+    Shapes: (M, V) counts of any dtype -> (M, V), whole numbers as float32.
+    """
+    smoothed = counts + k
+    total = smoothed.sum(-1, keepdim=True)
+    return torch.where(total > 0, smoothed / total, 0.0)

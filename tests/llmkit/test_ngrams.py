@@ -14,9 +14,12 @@ from llmkit.assets import shakespeare_text
 from llmkit.losses import cross_entropy_from_probabilities, perplexity_from_loss
 from llmkit.ngrams import (
     bits_per_byte,
+    context_of,
+    count_bigram,
     count_ngrams,
     next_token_probabilities,
     perplexity,
+    probability_table,
     sample_sequence,
     sequence_log_probability,
     smooth,
@@ -256,3 +259,39 @@ def test_samples_look_ever_more_like_shakespeare():
         written = "".join(sample_sequence(count_ngrams(text, n), n, text[: n - 1], draws)).split()
         shares.append(sum(word in known for word in written) / len(written))
     assert shares == sorted(shares) and shares[0] < 0.3 and shares[-1] > 0.9
+
+
+# One pair, one context, and the whole model as a table
+
+
+@given(texts, st.sampled_from("abc"), st.sampled_from("abc"))
+def test_one_bigram_is_counted_as_all_are(text, first, second):
+    assert count_bigram(text, first, second) == count_ngrams(text, 2).get((first,), {}).get(
+        second, 0
+    )
+
+
+@given(texts, orders)
+def test_a_text_and_its_next_token_are_one_more_ngram(text, n):
+    if len(text) < n - 1:
+        with pytest.raises(ValueError, match=f"at least {n - 1}"):
+            context_of(text, n)
+    else:
+        assert (*context_of(text, n), "z") == tuple(f"{text}z"[len(text) - n + 1 :])
+
+
+@given(texts, st.floats(0.01, 5))
+def test_the_table_holds_what_smoothing_gives(text, k):
+    letters = "abc"
+    counts = count_ngrams(text, 2)
+    table = torch.tensor([[counts.get((a,), {}).get(b, 0) for b in letters] for a in letters])
+    found = probability_table(table, k)
+    assert found.sum(-1).tolist() == pytest.approx([1] * 3)
+    for row, a in zip(found, letters, strict=True):
+        seen = counts.get((a,), {})
+        total = sum(seen.values()) + 3 * k
+        assert row.tolist() == pytest.approx([(seen.get(b, 0) + k) / total for b in letters])
+
+
+def test_a_row_that_was_never_counted_stays_nought():
+    assert probability_table(torch.tensor([[0, 0], [1, 3]])).tolist() == [[0, 0], [0.25, 0.75]]
