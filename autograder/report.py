@@ -355,7 +355,7 @@ def write_report(
 def as_data(
     graded: Sequence[Graded], places: Mapping[tuple[str, str], Place] | None = None
 ) -> dict:
-    """The report as plain data for JSON, every verdict included; docs/instructor.md describes it.
+    """The report as plain data for JSON, every verdict included; docs/instructors.md describes it.
 
     Names and messages are as they came: who shows them makes them harmless.
     """
