@@ -47,7 +47,7 @@ from autograder.masters import Master, chapter_from, chapter_master, masters
 from autograder.practice import PRACTICE_SEED
 from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
 from autograder.settings import SettingsError, nbgrader_settings
-from autograder.submission import Found, find_submissions, read_submission
+from autograder.submission import Found, Unreadable, find_submissions, read_submission
 from autograder.verdict import Verdict, lost
 
 
@@ -69,6 +69,7 @@ class Job:
     found: Found
     terms: Terms
     known: Graded | None = None  # the record of an earlier run
+    content: bytes | Unreadable | None = None  # of the file, where it is judged far from it
 
 
 def grade_class(
@@ -216,7 +217,8 @@ def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
 def _grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
     start = time.perf_counter()
     found, terms, master = job.found, job.terms, job.terms.master
-    submission = read_submission(found.path, master.released, master.own_cells)
+    file = found.path if job.content is None else job.content
+    submission = read_submission(file, master.released, master.own_cells)
     whose = f"{found.student}\0{master.label}"
     now = Graded(
         found.student,

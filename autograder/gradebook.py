@@ -121,7 +121,10 @@ def _shown(url: URL) -> str:
 
 @contextmanager
 def _alone(db_url: str) -> Iterator[None]:
-    """One grader at a time where nbgrader looks whether something is there, and makes it."""
+    """One grader at a time where nbgrader looks whether something is there, and makes it.
+
+    In PostgreSQL none records meanwhile, either.
+    """
     url = make_url(db_url)
     if url.get_backend_name() == "postgresql":
         with create_engine(url, poolclass=NullPool).connect() as connection:
@@ -209,6 +212,8 @@ def _record(db: Session, cells: Registered, student: str, notebook: NotebookNode
             i = cells.answered[cell.metadata.nbgrader.grade_id]
             remarks[i] = {"auto_comment": "No response." if untouched else None}
     connection = db.connection()
+    if connection.dialect.name == "postgresql":  # to register is to delete and write anew
+        connection.execute(select(func.pg_advisory_xact_lock_shared(POSTGRESQL_LOCK)))
     submitted = _submitted(connection, cells, student)
     grades, comments = Grade.__table__, Comment.__table__
     known = select(grades.c.cell_id, grades.c.manual_score).where(grades.c.notebook_id == submitted)

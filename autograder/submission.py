@@ -90,9 +90,12 @@ class Unreadable(ValueError):
     """A file is no notebook that can be graded; the message is a sentence for the student."""
 
 
-def read_submission(path: Path, release: NotebookNode, own_cells: bool = False) -> Submission:
-    """The submission in the file at `path`, to the notebook whose release is given.
+def read_submission(
+    file: Path | bytes | Unreadable, release: NotebookNode, own_cells: bool = False
+) -> Submission:
+    """The submission in a file, to the notebook whose release is given.
 
+    file:       its path, or what `read_bytes` gave or raised for it elsewhere
     own_cells:  keep the cells that the release does not know, or leaves open to change, and the
                 student's order of all cells, as nbgrader does
 
@@ -101,7 +104,7 @@ def read_submission(path: Path, release: NotebookNode, own_cells: bool = False) 
     """
     asked = _asked(release)
     try:
-        cells = _read_cells(path)
+        cells = _read_cells(file)
     except Unreadable as error:
         reason = str(error)
         return Submission(_filled(release, {}), dict.fromkeys(asked, reason), unreadable=reason)
@@ -186,9 +189,11 @@ def valid_student_id(name: str) -> str:
     return name
 
 
-def _read_cells(path: Path) -> list[dict[str, Any]]:
+def _read_cells(file: Path | bytes | Unreadable) -> list[dict[str, Any]]:
     """The cells of a notebook file: their type, their source, their ids, and nothing else."""
-    data = read_bytes(path)
+    if isinstance(file, Unreadable):
+        raise file
+    data = file if isinstance(file, bytes) else read_bytes(file)
     try:
         notebook = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
