@@ -9,6 +9,7 @@ cell leaves one name behind, and an error in one exercise cannot reach another.
 import ast
 import functools
 import inspect
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -79,6 +80,8 @@ def _written(value: Any) -> tuple[list[str], str]:
 def literal(value: Any) -> str:
     """`value` as Python writes it: numbers, strings, None, lists, tuples, dicts of them."""
     text = repr(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{text}")'  # Python has no literal for these
     try:
         ast.literal_eval(text)
     except ValueError:

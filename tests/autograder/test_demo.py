@@ -1,6 +1,7 @@
 """The synthetic class: each cell behaves as it was built to, each total adds up."""
 
 import functools
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -121,6 +122,7 @@ class Doubler(torch.nn.Module):
         (triple, (torch.arange(3),)),
         ((lambda x: [(lambda y: y + SCALE)(z) for z in x]), ([1.0, 2.0],)),
         (scaled(5), (2,)),
+        (scaled(-math.inf), (2,)),
         (scaled(5, then=double), (2,)),
         (functools.partial(scaled(7)), (2,)),
         (functools.partial(torch.full, (2,), dtype=torch.float64), (1.5,)),
