@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.browser import PROGRAM, chromium
 
 ROOT = Path(__file__).parents[2]
 CHAPTER = "02-losses"
+MISTAKEN = "mistaken-02"
 HOSTILE = '<img src=x onerror="window.owned=1"> [a](javascript:alert(1)) <script>owned=1</script>'
 
 
@@ -34,10 +36,14 @@ def autograder(course: Path, *command: str, code: int = 0):
 def made(tmp_path_factory):
     """A class of four, one of them with hostile text in a written answer and in an error."""
     course = tmp_path_factory.mktemp("course")
-    wanted = {"perfect-02", "blank-02", "losses-entropy-1"}
-    students = [one for one in make_class(ROOT) if one.student in wanted]
-    write_class(ROOT, course, students)
-    shutil.rmtree(course / "solutions" / "04-positions")
+    bits = ("entropy", "the logarithm has base 2: these are bits, not nats")
+    everybody = make_class(ROOT)
+    mistaken = next(one for one in everybody if bits in one.diagnosis.items())
+    students = [one for one in everybody if one.student in ("perfect-02", "blank-02")]
+    write_class(ROOT, course, [*students, replace(mistaken, student=MISTAKEN)])
+    for folder in (course / "solutions").iterdir():
+        if folder.name != CHAPTER:
+            shutil.rmtree(folder)
     perfect = course / "submitted" / "perfect-02" / CHAPTER / f"{CHAPTER}.ipynb"
     notebook = json.loads(perfect.read_text())
     for cell in notebook["cells"]:
@@ -65,7 +71,7 @@ def test_grade_prints_the_json_and_nothing_else(made):
     course, data = made
     assert data["students"] == 4 and data["format"] == 1
     assert {one["student"] for one in data["notebooks"]} == {
-        *("blank-02", "hostile", "losses-entropy-1", "perfect-02")
+        *("blank-02", "hostile", MISTAKEN, "perfect-02")
     }
     assert not (course / "report.html").exists()
 
@@ -86,7 +92,7 @@ def test_a_score_given_by_hand_and_a_penalty_are_exported(course):
         connection.execute("update submitted_notebook set late_submission_penalty = 0.5")
     done = autograder(course, "export", "02", "--format", "csv")
     rows = {row["student_id"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
-    assert rows.keys() == {"absent", "blank-02", "hostile", "losses-entropy-1", "perfect-02"}
+    assert rows.keys() == {"absent", "blank-02", "hostile", MISTAKEN, "perfect-02"}
     perfect = rows["perfect-02"]
     assert float(perfect["raw_score"]) == 36.25 and float(perfect["score"]) == 35.75
     assert rows["hostile"]["last_name"] == "'=1+1"
@@ -101,7 +107,7 @@ def test_a_score_given_by_hand_and_a_penalty_are_exported(course):
 def test_feedback_shows_our_messages_and_runs_nothing(course):
     said = autograder(course, "feedback", "losses").stdout
     assert f"{CHAPTER}: 4 pages" in said
-    page = course / "feedback" / "losses-entropy-1" / CHAPTER / f"{CHAPTER}.html"
+    page = course / "feedback" / MISTAKEN / CHAPTER / f"{CHAPTER}.html"
     text = BeautifulSoup(page.read_text(), "html.parser").get_text()
     assert "Diagnosis: the logarithm has base 2" in re.sub(r"\s+", " ", text)
     hostile = course / "feedback" / "hostile" / CHAPTER / f"{CHAPTER}.html"
