@@ -96,7 +96,10 @@ class _Workers(Executor):
 
     def submit(self, function: Callable, /, *arguments: Any) -> Future:
         carried = [_with_content(one) if isinstance(one, Job) else one for one in arguments]
-        return self._pool.submit(_work, self._run, function, *carried)
+        try:
+            return self._pool.submit(_work, self._run, function, *carried)
+        except RuntimeError:  # it has been shut down: the last worker is gone
+            raise CancelledError from None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         with suppress(Exception):  # the scheduler is gone: then all is cancelled already

@@ -190,20 +190,22 @@ def test_nbgrader_gives_the_same_scores_and_its_feedback_shows_the_message(
     target.mkdir()
     shutil.copy(course / "nbgrader_config.py", target)
     shutil.copytree(course / "solutions", target / "solutions")
-    chosen = [s for s in students if s.kind in ("perfect", "blank", "misconception", "hostile")]
+    both_ends = {chapters(ROOT)[0].slug, chapters(ROOT)[-1].slug}  # nbgrader starts slowly
+    kinds = ("perfect", "blank", "misconception", "hostile")
+    chosen = [s for s in students if s.kind in kinds and s.chapter in both_ends]
     for student in chosen:
         shutil.copytree(
             course / "submitted" / student.student, target / "submitted" / student.student
         )
-    for chapter in chapters(ROOT):
-        nbgrader(target, "generate_assignment", chapter.slug)
-        nbgrader(target, "autograde", chapter.slug)
-        nbgrader(target, "generate_feedback", chapter.slug)
+    for chapter in both_ends:
+        nbgrader(target, "generate_assignment", chapter)
+        nbgrader(target, "autograde", chapter)
+        nbgrader(target, "generate_feedback", chapter)
     ours = scores(course / "gradebook.db")
     theirs = scores(target / "gradebook.db")
     assert theirs.keys() == {key for key in ours if key[0] in {s.student for s in chosen}}
     assert theirs == {key: ours[key] for key in theirs}
-    for student in (s for s in students if s.kind == "misconception"):
+    for student in (s for s in chosen if s.kind == "misconception"):
         found = [v for v in graded[student.student].verdicts if v.exercise in student.diagnosis]
         pages = (target / "feedback" / student.student).rglob("*.html")
         text = "".join(page.read_text() for page in pages)
