@@ -3,7 +3,7 @@
 import builtins
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from autograder.check import Asserts, Case, Check, Exercise, Misconception, Question
@@ -92,7 +92,8 @@ def judge(
 def _judge_function(check: Check, outcomes: Sequence[Outcome], seed: str, hidden: bool) -> Verdict:
     cases = check.draw(seed)
     reference = check.call_of(check.reference)
-    differences = _differences(check, outcomes, [case.outcome(reference) for case in cases])
+    expected = [case.outcome(reference) for case in cases]
+    differences = list(_differences(check, outcomes, expected))
     failed = [i for i, difference in enumerate(differences) if difference]
     passed = len(outcomes) - len(failed)
     if not failed:
@@ -132,16 +133,18 @@ def _parts(check: Check, failed: set[str]) -> tuple[Part, ...]:
 def diagnose(check: Check, outcomes: Sequence[Outcome], seed: str) -> Misconception | None:
     """The misconception that behaves on every case as these outcomes do, if there is one."""
     for misconception in check.misconceptions:
-        if not any(_differences(check, outcomes, check.outcomes(misconception.wrong, seed))):
+        wrong = check.call_of(misconception.wrong)
+        behaviour = (case.outcome(wrong) for case in check.draw(seed))  # up to what tells it apart
+        if not any(_differences(check, outcomes, behaviour)):
             return misconception
     return None
 
 
 def _differences(
-    check: Check, actual: Sequence[Outcome], expected: Sequence[Outcome]
-) -> list[Difference | None]:
+    check: Check, actual: Iterable[Outcome], expected: Iterable[Outcome]
+) -> Iterator[Difference | None]:
     pairs = zip(actual, expected, strict=True)
-    return [compare_outcomes(a, e, check.tolerance) for a, e in pairs]
+    return (compare_outcomes(a, e, check.tolerance) for a, e in pairs)
 
 
 def _judge_answer(question: Question, outcome: Outcome) -> Verdict:
