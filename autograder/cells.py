@@ -169,9 +169,9 @@ def _importable(module: ModuleType) -> set[str]:
 @functools.cache
 def _statements(module: ModuleType) -> list[_Statement]:
     text = inspect.getsource(module)
-    statements = []
+    lines, statements = text.splitlines(), []
     for node in ast.parse(text).body:
-        source = _lines(text, node)
+        source = _source(lines, node)
         symbols = symtable(source, "<statement>", "exec").get_symbols()
         binds = [s.get_name() for s in symbols if s.is_assigned() or s.is_imported()]
         statements.append(_Statement(node, source, binds, list(_names(source))))
@@ -211,7 +211,7 @@ def _inner_source(module: ModuleType, code: CodeType) -> tuple[str, str]:
         raise TypeError(f"{module.__name__}:{code.co_firstlineno}: {code.co_name} has no source.")
     if kind is ast.Lambda:  # the walk goes inwards, so the last is the innermost
         return f"({ast.get_source_segment(text, found[-1])})", code.co_name
-    return textwrap.dedent(_lines(text, found[-1])), code.co_name
+    return textwrap.dedent(_source(text.splitlines(), found[-1])), code.co_name
 
 
 def _is_code_of(node: ast.Lambda | ast.FunctionDef, code: CodeType) -> bool:
@@ -223,10 +223,10 @@ def _is_code_of(node: ast.Lambda | ast.FunctionDef, code: CodeType) -> bool:
     return all(first <= place <= last for place in places - {entry})
 
 
-def _lines(text: str, node: ast.stmt) -> str:
+def _source(lines: list[str], node: ast.stmt) -> str:
     """The whole lines of a statement, decorators too."""
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
-    return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+    return "\n".join(lines[first - 1 : node.end_lineno])
 
 
 def _body(statements: list[str], result: str) -> str:

@@ -101,6 +101,8 @@ def printable(text: str) -> str:
     Control, bidirectional and other invisible characters and lone surrogates become �; line
     breaks and tabs stay.
     """
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
     return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
 
 

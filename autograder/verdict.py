@@ -1,8 +1,10 @@
 """From outcomes to a verdict: which cases pass, what differs, which misconception explains it."""
 
 import builtins
+import copy
 import inspect
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -132,11 +134,14 @@ def _parts(check: Check, failed: set[str]) -> tuple[Part, ...]:
 
 def diagnose(check: Check, outcomes: Sequence[Outcome], seed: str) -> Misconception | None:
     """The misconception that behaves on every case as these outcomes do, if there is one."""
-    for misconception in check.misconceptions:
-        wrong = check.call_of(misconception.wrong)
-        behaviour = (case.outcome(wrong) for case in check.draw(seed))  # up to what tells it apart
-        if not any(_differences(check, outcomes, behaviour)):
-            return misconception
+    cases = check.draw(seed)
+    with warnings.catch_warnings(action="ignore"):  # a wrong solution may well give rise to some
+        for misconception in check.misconceptions:
+            wrong = check.call_of(misconception.wrong)
+            # One by one: most are told apart by the first. A copy, as the call may change it.
+            behaviour = (copy.deepcopy(case).outcome(wrong) for case in cases)
+            if not any(_differences(check, outcomes, behaviour)):
+                return misconception
     return None
 
 

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from nbgrader.api import Gradebook
+from sqlalchemy import create_engine, inspect, text
 
 from autograder.course import chapters
 from autograder.demo.synthetic import make_class, write_class
 from autograder.grade import check_notebook, grade_class
+from autograder.gradebook import COURSE_ID, open_gradebook
 from autograder.graded import Graded, load_class, record_path
 from autograder.sandbox import Limits
 
@@ -111,6 +114,26 @@ def test_a_changed_submission_is_judged_again(course, graded, tmp_path):
     again = {one.student: one for one in grade_class(target, chapter, limits=LIMITS)}
     assert again[f"blank-{number}"].earned == graded[f"perfect-{number}"].earned
     assert again[f"perfect-{number}"] == graded[f"perfect-{number}"]
+
+
+def test_a_new_gradebook_is_made_as_nbgrader_makes_it(tmp_path, monkeypatch):
+    scripts = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    monkeypatch.setenv("PATH", scripts)  # nbgrader starts the command `alembic`
+    ours, theirs = (f"sqlite:///{tmp_path / name}" for name in ("ours.db", "theirs.db"))
+    made = []
+    for url, opened in ((ours, open_gradebook(ours)), (theirs, Gradebook(theirs, COURSE_ID))):
+        with opened:
+            pass
+        with create_engine(url).connect() as connection:
+            tables = inspect(connection)
+            columns = {
+                table: [
+                    (column["name"], str(column["type"])) for column in tables.get_columns(table)
+                ]
+                for table in tables.get_table_names()
+            }
+            made.append((columns, connection.scalar(text("select * from alembic_version"))))
+    assert made[0] == made[1]
 
 
 def test_a_lost_gradebook_is_filled_again(course, graded, tmp_path):

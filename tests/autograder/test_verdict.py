@@ -1,5 +1,8 @@
 """From outcomes to a verdict, and how it reads."""
 
+import warnings
+from dataclasses import replace
+
 import torch
 
 from autograder.check import Case, Check, Misconception, Question
@@ -65,6 +68,17 @@ def test_an_unknown_mistake_is_described_but_not_diagnosed():
     assert verdict.misconception == ""
     assert "15 of 15 elements differ" in verdict.problem
     assert "first at [0, 0]" in verdict.detail
+
+
+def test_a_wrong_solution_warns_nobody_and_damages_no_other_case(recwarn):
+    def warns_and_overwrites(x, factor=2.0):
+        warnings.warn("a mean of nothing", stacklevel=1)
+        return x.zero_()
+
+    wrong = Misconception("x is overwritten", warns_and_overwrites, "Whose tensor is x?")
+    check = replace(CHECK, misconceptions=[wrong, *CHECK.misconceptions])
+    assert judge(check, check.outcomes(adds, "s"), "s").misconception == "the factor is added"
+    assert not recwarn
 
 
 def test_a_graded_verdict_hides_the_values():
