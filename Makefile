@@ -13,7 +13,7 @@ lab: .venv/installed  # the course, in JupyterLab
 test: .venv/installed  # everything that gates a change
 	$(python) -m ruff check . && $(python) -m ruff format --check .
 	$(python) -m autograder build --check
-	$(python) -m pytest -n auto --dist loadfile
+	$(python) -m pytest -n auto --dist loadgroup
 
 notebooks: .venv/installed  # every chapter run in full, demo cells included
 	$(python) -m autograder execute

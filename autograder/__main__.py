@@ -1,4 +1,4 @@
-"""The command line: `autograder build | check | grade | report | feedback | export | …`.
+"""The command line: `autograder build | outline | check | grade | report | feedback | export | …`.
 
 Exit codes: 0 done; 1 not done, with a sentence on stderr; 2 a wrong option or argument; 3 graded,
 but for notebooks at which the grader itself failed; 130 interrupted.
@@ -82,6 +82,18 @@ def execute(
     for chapter in [find_chapter(c) for c in chapters or ()] or existing(course):
         seconds = execute(course.resolve(), chapter)
         out.print(f"{chapter.slug}: {seconds:.0f} s", highlight=False)
+
+
+@app.command()
+def outline(course: Course = Path(".")) -> None:
+    """Count what each chapter holds: exercises, points, misconceptions, minutes."""
+    from autograder.course import chapters
+    from autograder.outline import as_table, outline
+
+    found = [outline(course, chapter) for chapter in chapters(course)]
+    if not found:
+        raise LookupError(f"There is no chapter in {course.resolve()}.")
+    out.print(as_table(found))
 
 
 @app.command()

@@ -104,11 +104,13 @@ def find(name: str) -> Exercise:
     raise LookupError(f"There is no exercise {name!r}{_nearest(name, names)}")
 
 
+@functools.cache
 def allowed_modules(chapter: str) -> dict[str, str]:
     """What a student of this chapter may import from llmkit: {"llmkit/losses.py": source text}.
 
     Those are the modules taught before it, and `device` and `plots`, which belong to no chapter and
-    reveal no answer; the chapter's own would be the answers. Read from the installed package.
+    reveal no answer; the chapter's own would be the answers. Read from the installed package, once:
+    not to be changed.
     """
     taught = CHAPTERS[: CHAPTERS.index(find_chapter(chapter))]
     before = [module for earlier in taught for module in earlier.modules]

@@ -35,7 +35,9 @@ from autograder.course import Chapter, find_chapter
 from autograder.feedback import with_verdicts
 from autograder.fingerprint import of_exercise, of_notebook, versions
 from autograder.gradebook import (
+    Entry,
     Registered,
+    entry_of,
     graded_students,
     open_gradebook,
     record,
@@ -70,6 +72,14 @@ class Job:
     terms: Terms
     known: Graded | None = None  # the record of an earlier run
     content: bytes | Unreadable | None = None  # of the file, where it is judged far from it
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judged notebook on its way home: its text, and what it says to the gradebook."""
+
+    text: str
+    entry: Entry
 
 
 def grade_class(
@@ -128,12 +138,12 @@ def grade_class(
             wait_until_ready()
             work = (_job(course, *each) for each in todo)
             finished = _finished(pool, work, at_once=4 * jobs)
-            for done, (known, result, notebook) in enumerate(finished, start=1):
+            for done, (known, result, judged) in enumerate(finished, start=1):
                 if known and known.changes(result):
                     changed(known, result)
-                if gradebook and notebook:
+                if gradebook and judged:
                     cells = registered[result.chapter]
-                    _bring_home(course, gradebook, cells, result, notebook)
+                    _bring_home(course, gradebook, cells, result, judged)
                 graded.append(result)
                 progress(result, done, len(todo))
         except BrokenExecutor:
@@ -179,7 +189,7 @@ def _job(course: Path, found: Found, terms: Terms, graded_before: bool) -> Job:
 
 def _finished(
     pool: Executor, jobs: Iterable[Job], at_once: int
-) -> Iterator[tuple[Graded | None, Graded, NotebookNode | None]]:
+) -> Iterator[tuple[Graded | None, Graded, Judged | None]]:
     """What each job knew before and its result, as they come.
 
     No more are under way at once, so that a slow writer does not fill the memory with notebooks.
@@ -187,11 +197,20 @@ def _finished(
     jobs, running = iter(jobs), {}
     while True:
         for job in islice(jobs, at_once - len(running)):
-            running[pool.submit(grade_notebook, job)] = job.known
+            running[pool.submit(_work, job)] = job.known
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             yield running.pop(future), *future.result()
+
+
+def _work(job: Job) -> tuple[Graded, Judged | None]:
+    """What a grading process does: all that need not wait for the one writer."""
+    graded, notebook = grade_notebook(job)
+    if notebook is None:
+        return graded, None
+    # nbformat's writer would validate what we have just built, and indent it in pure Python
+    return graded, Judged(json.dumps(notebook, ensure_ascii=False), entry_of(notebook))
 
 
 def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
@@ -256,14 +275,12 @@ def _standing(known: Graded | None, now: Graded) -> list[Verdict] | None:
 
 
 def _bring_home(
-    course: Path, gradebook: Gradebook, cells: Registered, result: Graded, notebook: NotebookNode
+    course: Path, gradebook: Gradebook, cells: Registered, result: Graded, judged: Judged
 ) -> None:
     """Write the judged notebook, then its grade, then its record, which vouches for the others."""
     folder = course / "autograded" / result.student / result.assignment
-    # nbformat's writer would validate what we have just built, and indent it in pure Python
-    text = json.dumps(notebook, ensure_ascii=False)
-    write_atomically(folder / f"{result.notebook}.ipynb", text)
-    record(gradebook, cells, result.student, notebook)
+    write_atomically(folder / f"{result.notebook}.ipynb", judged.text)
+    record(gradebook, cells, result.student, judged.entry)
     result.save(record_path(course, result.student, result.chapter))
 
 

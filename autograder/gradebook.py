@@ -187,19 +187,41 @@ def register(gradebook: Gradebook, db_url: str, master: Master) -> Registered:
     return Registered(notebook, assignment, grades | tasks, solutions | tasks)
 
 
-def record(
-    gradebook: Gradebook, registered: Registered, student: str, notebook: NotebookNode
-) -> None:
-    """Write the scores of one judged notebook, whose graded cells carry the verdicts' outputs.
+@dataclass(frozen=True)
+class Entry:
+    """What a judged notebook says to the gradebook, by its cells' grade_ids.
+
+    scores:    of the graded cells; None where a person is to give one
+    comments:  on the cells that a student fills, where there is one to make
+    """
+
+    scores: dict[str, float | None]
+    comments: dict[str, str | None]
+
+
+def entry_of(notebook: NotebookNode) -> Entry:
+    """What nbgrader reads off a notebook whose graded cells carry the verdicts' outputs."""
+    scores, comments = {}, {}
+    for cell in notebook.cells:
+        if is_grade(cell):
+            scores[cell.metadata.nbgrader.grade_id], _ = determine_grade(cell)
+        if is_solution(cell):
+            untouched = cell.metadata.nbgrader.get("checksum") == compute_checksum(cell)
+            comments[cell.metadata.nbgrader.grade_id] = "No response." if untouched else None
+    return Entry(scores, comments)
+
+
+def record(gradebook: Gradebook, registered: Registered, student: str, entry: Entry) -> None:
+    """Write what a student's judged notebook says.
 
     A score that a person gave is kept, and its cell is marked for another look. All in one
     transaction, by ids: nbgrader's own way takes some forty queries and three commits.
     """
     try:
-        _record(gradebook.db, registered, student, notebook)
+        _record(gradebook.db, registered, student, entry)
     except IntegrityError:  # another grader has made the same rows a moment ago
         gradebook.db.rollback()
-        _record(gradebook.db, registered, student, notebook)
+        _record(gradebook.db, registered, student, entry)
 
 
 def graded_students(gradebook: Gradebook, assignment: str, name: str) -> set[str]:
@@ -215,18 +237,13 @@ def graded_students(gradebook: Gradebook, assignment: str, name: str) -> set[str
     return set(rows)
 
 
-def _record(db: Session, cells: Registered, student: str, notebook: NotebookNode) -> None:
+def _record(db: Session, cells: Registered, student: str, entry: Entry) -> None:
     scores = {i: {"auto_score": None, "needs_manual_grade": True} for i in cells.graded.values()}
+    for name, score in entry.scores.items():
+        scores[cells.graded[name]] = {"auto_score": score, "needs_manual_grade": score is None}
     remarks = {i: {"auto_comment": None} for i in cells.answered.values()}
-    for cell in notebook.cells:
-        if is_grade(cell):
-            score, _ = determine_grade(cell)
-            i = cells.graded[cell.metadata.nbgrader.grade_id]
-            scores[i] = {"auto_score": score, "needs_manual_grade": score is None}
-        if is_solution(cell):
-            untouched = cell.metadata.nbgrader.get("checksum") == compute_checksum(cell)
-            i = cells.answered[cell.metadata.nbgrader.grade_id]
-            remarks[i] = {"auto_comment": "No response." if untouched else None}
+    for name, comment in entry.comments.items():
+        remarks[cells.answered[name]] = {"auto_comment": comment}
     connection = db.connection()
     if connection.dialect.name == "postgresql":  # to register is to delete and write anew
         connection.execute(select(func.pg_advisory_xact_lock_shared(POSTGRESQL_LOCK)))

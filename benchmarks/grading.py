@@ -4,6 +4,9 @@ CPU-seconds are the machine's while a command runs, so run this on an idle one. 
 compute is what the same cells and calls take in one plain process that has torch imported already;
 it is subtracted from both, and what remains is the grader's. The floor beside it is what a process
 that imports torch takes, since every kernel of stock nbgrader has to.
+
+Both grade a small and a larger class. A large one is graded by us alone: stock nbgrader would take
+an hour and a half, at the rate of the larger class, with which it is compared.
 """
 
 import io
@@ -27,7 +30,7 @@ from autograder.demo.synthetic import Synthetic, make_class, write_class
 from autograder.practice import PRACTICE_SEED
 
 HONEST = {"perfect", "style", "misconception", "blank", "unfinished", "crashing"}
-COUNT = 180
+SMALL, LARGER, LARGE = 10, 180, 1000  # notebooks
 ROOT = Path(__file__).parents[1]
 STOCK_CONFIG = """
 c = get_config()
@@ -145,39 +148,60 @@ def scores(folder: Path) -> dict[tuple[str, str, str], float | None]:
         return {row[:3]: row[3] for row in connection.execute(query)}
 
 
-def main() -> None:
-    students = honest_class(COUNT)
-    chapters = sorted({student.chapter for student in students})
-    with tempfile.TemporaryDirectory() as scratch:
-        ours, stock = Path(scratch, "ours"), Path(scratch, "stock")
-        for folder in (ours, stock):
-            write_class(ROOT, folder, students)
-        (stock / "nbgrader_config.py").write_text(STOCK_CONFIG)
-        print(f"{len(students)} honest notebooks of {', '.join(chapters)}; each run once, in turn")
-        own = own_compute(students)
-        floor = measure(["timeit", "-n1", "-r1", "import torch"], ours)
-        costs = {"autograder grade": measure(["autograder", "grade", "-C", str(ours)], ours)}
-        runs = []
-        for chapter in tqdm(chapters, "stock nbgrader, chapter by chapter", leave=False):
-            measure(["nbgrader", "generate_assignment", "--force", chapter], stock)
-            runs.append(measure(["nbgrader", "autograde", chapter], stock))
-        costs["nbgrader autograde"] = Cost(sum(r.cpu for r in runs), sum(r.wall for r in runs))
-        same = scores(ours) == scores(stock)
+def grade_ours(students: list[Synthetic], folder: Path) -> Cost:
+    write_class(ROOT, folder, students)
+    return measure(["autograder", "grade", "-C", str(folder)], folder)
 
-    count = len(students)
-    print(f"the students' own compute: {own / count:.3f} CPU-s a notebook")
-    print(f"the floor, importing torch: {floor.cpu:.2f} CPU-s, {floor.wall:.2f} s")
-    for name, cost in costs.items():
-        print(
-            f"{name:20} {cost.cpu / count:7.3f} CPU-s and {cost.wall / count:7.3f} s a notebook; "
-            f"beyond the students' own {(cost.cpu - own) / count:7.3f} CPU-s"
+
+def grade_stock(students: list[Synthetic], folder: Path) -> Cost:
+    write_class(ROOT, folder, students)
+    (folder / "nbgrader_config.py").write_text(STOCK_CONFIG)
+    runs = []
+    chapters = sorted({student.chapter for student in students})
+    for chapter in tqdm(chapters, "stock nbgrader, chapter by chapter", leave=False):
+        measure(["nbgrader", "generate_assignment", "--force", chapter], folder)
+        runs.append(measure(["nbgrader", "autograde", chapter], folder))
+    return Cost(sum(run.cpu for run in runs), sum(run.wall for run in runs))
+
+
+def main() -> None:
+    classes = {size: honest_class(size) for size in (SMALL, LARGER, LARGE)}
+    chapters = sorted({student.chapter for student in classes[LARGE]})
+    print(f"honest notebooks of {', '.join(chapters)}; each run once, in turn")
+    own = {size: own_compute(students) / size for size, students in classes.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        floor = measure(["timeit", "-n1", "-r1", "import torch"], Path(scratch))
+        print(f"the floor, importing torch: {floor.cpu:.2f} CPU-s, {floor.wall:.2f} s")
+        ours = {
+            size: grade_ours(students, Path(scratch, f"ours-{size}"))
+            for size, students in classes.items()
+        }
+        stock = {
+            size: grade_stock(classes[size], Path(scratch, f"stock-{size}"))
+            for size in (SMALL, LARGER)
+        }
+        same = all(
+            scores(Path(scratch, f"ours-{size}")) == scores(Path(scratch, f"stock-{size}"))
+            for size in stock
         )
-    mine, theirs = costs.values()
-    print(
-        f"ratio: {(theirs.cpu - own) / (mine.cpu - own):.1f} times fewer CPU-seconds beyond the "
-        f"students' own, {theirs.wall / mine.wall:.1f} times less wall time"
-    )
-    print(f"scores equal on all {count}: {'yes' if same else 'NO'}")
+
+    print(f"{'a notebook':>19} {'CPU-s':>9} {'of them own':>12} {'beyond own':>11} {'wall s':>8}")
+    for name, costs in (("autograder grade", ours), ("nbgrader autograde", stock)):
+        for size, cost in costs.items():
+            print(
+                f"{name:18} {size:5,}: {cost.cpu / size:8.3f} {own[size]:8.3f} "
+                f"{cost.cpu / size - own[size]:11.3f} {cost.wall / size:11.3f}"
+            )
+    for size, mine in ours.items():
+        rival = min(size, LARGER)
+        theirs = stock[rival]
+        cpu = (theirs.cpu / rival - own[rival]) / (mine.cpu / size - own[size])
+        wall = (theirs.wall / rival) / (mine.wall / size)
+        print(
+            f"{size:,} of ours against stock's {rival}: {cpu:.1f} times fewer CPU-seconds beyond "
+            f"the students' own, {wall:.1f} times the throughput"
+        )
+    print(f"scores equal on all that both graded: {'yes' if same else 'NO'}")
 
 
 if __name__ == "__main__":

@@ -51,10 +51,11 @@ def warm_up(shell: InteractiveShell) -> None:
 
     Nothing here may start a thread: a process with threads cannot be forked safely.
     """
-    shell.run_cell("import torch.nn.functional, matplotlib.pyplot")
+    shell.run_cell("import torch.nn.functional, matplotlib.pyplot, regex")
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x = torch.ones(3, 4, dtype=dtype)
         torch.softmax(x @ x.T, -1).sum().item()
+        repr(x)  # the first tensor that is printed takes longest
     decode(encode((torch.ones(2), "", {})))
     shell.reset(new_session=True)
 

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sqlite3
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from autograder import grade
 from autograder.__main__ import app
 from autograder.demo.synthetic import make_class, write_class
 from autograder.graded import Graded, load_class
+from autograder.outline import Outline
 from autograder.verdict import Verdict
 from tests.browser import PROGRAM, chromium
 
@@ -184,3 +185,20 @@ def test_a_failure_of_the_grader_has_a_code_of_its_own(course, monkeypatch):
 def test_a_wrong_argument_is_code_two(command, course):
     done = CliRunner().invoke(app, [*command, "--course", str(course)])
     assert done.exit_code == 2
+
+
+def test_the_outline_counts_what_the_releases_hold():
+    lines = autograder(ROOT, "outline").stdout.splitlines()
+    head, *rows, last = (line.split() for line in lines)
+    assert head == [field.name for field in fields(Outline)]
+    for slug, exercises, questions, points, *_, minutes in rows:
+        text = (ROOT / "notebooks" / slug / f"{slug}.ipynb").read_text(encoding="utf-8")
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        graded = [cell["metadata"]["nbgrader"] for cell in cells if "nbgrader" in cell["metadata"]]
+        asked = [cell["points"] for cell in graded if cell["grade"]]
+        assert int(exercises) + int(questions) == len(asked)
+        assert int(points) == sum(asked)
+        assert int(minutes) == sum(map(int, re.findall(r" · (\d+) minutes? · \d+ point", text)))
+    assert [int(number) for number in last[1:]] == [
+        sum(int(row[place]) for row in rows) for place in range(1, len(head))
+    ]
