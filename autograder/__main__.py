@@ -447,10 +447,11 @@ def _full_name(chapter: str | None) -> str | None:
 
 
 def _gradebook_url(course: Path, db: str | None, must_exist: bool = False) -> str:
-    file = course.resolve() / "gradebook.db"
-    if must_exist and not db and not file.is_file():
-        raise LookupError(f"There is no gradebook in {course}: run `autograder grade`.")
-    return db or f"sqlite:///{file}"
+    url = db or f"sqlite:///{course.resolve() / 'gradebook.db'}"
+    file = url.removeprefix("sqlite:///")
+    if must_exist and file != url and not Path(file).is_file():  # SQLite would make it, empty
+        raise LookupError(f"There is no gradebook {file}: run `autograder grade`.")
+    return url
 
 
 def main() -> None:

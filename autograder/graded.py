@@ -5,7 +5,7 @@ It is the truth from which the gradebook, the feedback and the report are writte
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,12 +100,13 @@ def load_class(course: Path, chapter: str | None = None) -> Iterator[Graded]:
         yield Graded.load(path)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader, or a crash, never finds half of it."""
+def write_atomically(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text, or its pieces, so that a reader, or a crash, never finds half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)

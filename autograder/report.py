@@ -338,7 +338,7 @@ def write_report(
     With `names=False` it can be shown to the class: nothing in it is about one student.
     """
     page = templates.get_template("report.html.j2")
-    text = page.render(
+    pieces = page.generate(  # of a large class, the whole page would take tens of megabytes
         summary=summarize(graded, places),
         named=names,
         kinds=KINDS,
@@ -348,7 +348,7 @@ def write_report(
         few=HELP,
         fewest=FEWEST,
     )
-    write_atomically(path, text)
+    write_atomically(path, pieces)
     return path
 
 

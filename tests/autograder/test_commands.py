@@ -202,3 +202,12 @@ def test_the_outline_counts_what_the_releases_hold():
     assert [int(number) for number in last[1:]] == [
         sum(int(row[place]) for row in rows) for place in range(1, len(head))
     ]
+
+
+def test_a_gradebook_that_is_not_there_is_not_made(tmp_path):
+    shutil.copytree(ROOT / "solutions" / CHAPTER, tmp_path / "solutions" / CHAPTER)
+    typo = tmp_path / "typo.db"
+    for command in (["export"], ["feedback"], ["extend", CHAPTER, "ada", "--days", "1"]):
+        done = CliRunner().invoke(app, [*command, "-C", str(tmp_path), "--db", f"sqlite:///{typo}"])
+        assert str(done.exception) == f"There is no gradebook {typo}: run `autograder grade`."
+        assert not typo.exists()
