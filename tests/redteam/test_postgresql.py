@@ -156,7 +156,7 @@ def test_a_wrong_password_host_or_database_is_a_sentence(server, opened):
         (f"mysql+pymysql://grader:{PASSWORD}@localhost/class", "pip install pymysql"),
         (f"postgresql+psycopg://grader:half@{PASSWORD}@localhost/class", "write %40"),
         (f"postgresql+psycopg://grader@localhost:1/class?password={PASSWORD}", "refused"),
-        ("sqlite:////no/such/folder/gradebook.db", "no folder"),
+        ("sqlite:////no/such/folder/gradebook.db", "no gradebook /no/such"),
     ],
 )
 def test_a_wrong_url_is_a_sentence_and_no_file(wrong, reason, monkeypatch, capsys, tmp_path):
@@ -167,6 +167,12 @@ def test_a_wrong_url_is_a_sentence_and_no_file(wrong, reason, monkeypatch, capsy
     assert re.search(reason, complaint), complaint
     assert "Traceback" not in complaint and PASSWORD not in complaint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gradebook_is_made_in_no_folder_that_is_not_there():
+    absent = open_gradebook("sqlite:////no/such/folder/gradebook.db")
+    with pytest.raises(GradebookError, match="There is no folder"), absent:
+        pass
 
 
 def test_a_password_may_hold_what_a_url_escapes(server, opened):
