@@ -41,6 +41,16 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return F.linear(silu(F.linear(x, gate)) * F.linear(x, up), down)
 
 
+def neuron_contributions(hidden: Tensor, down: Tensor) -> Tensor:
+    """What each neuron of a feed-forward layer adds to the output: its value times its column.
+
+    Summed over the neurons it is the output of the layer without biases (Geva et al., 2022).
+
+    Shapes: hidden (..., F), down (D, F) -> (..., F, D).
+    """
+    return hidden.unsqueeze(-1) * down.T
+
+
 def hidden_width(dim: int, multiple_of: int = 256, multiplier: float = 1.0) -> int:
     """Width of Llama's SwiGLU layer: multiplier · 2/3 · 4 · dim, rounded up to a multiple.
 

@@ -3,6 +3,24 @@
 A module for each chapter, and one look for all of them, in `style`.
 """
 
+from llmkit.plots.attention import (
+    attention_maps,
+    cut_into_heads,
+    masks,
+    seconds_per_token,
+    share_by_layer,
+    shared_heads,
+    soft_lookup,
+    sorted_weights,
+)
+from llmkit.plots.feedforward import (
+    arrows_added,
+    bends,
+    gated_neuron,
+    losses_by_seed,
+    neuron_maps,
+    running_share,
+)
 from llmkit.plots.losses import (
     coloured_tokens,
     distribution_bars,

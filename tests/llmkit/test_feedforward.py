@@ -7,6 +7,7 @@ from llmkit.feedforward import (
     feedforward_parameters,
     gelu_feedforward,
     hidden_width,
+    neuron_contributions,
     silu,
     silu_gradient,
     swiglu,
@@ -53,6 +54,20 @@ def test_three_spellings_of_swiglu_are_one():
     x, w, v, w2 = torch.randn(4, 3), torch.randn(3, 5), torch.randn(3, 5), torch.randn(5, 3)
     shazeer = (F.silu(x @ w) * (x @ v)) @ w2
     torch.testing.assert_close(swiglu(x, gate=w.T, up=v.T, down=w2.T), shazeer)
+
+
+def test_a_neuron_contributes_what_the_layer_lacks_without_it():
+    torch.manual_seed(0)
+    x, gate, up = torch.randn(2, 4, 3), torch.randn(5, 3), torch.randn(5, 3)
+    down = torch.randn(3, 5)
+    parts = neuron_contributions(swiglu(x, gate, up, torch.eye(5)), down)
+    whole = swiglu(x, gate, up, down)
+    assert parts.shape == (2, 4, 5, 3)
+    torch.testing.assert_close(parts.sum(-2), whole)
+    for neuron in range(5):
+        shut = gate.clone()
+        shut[neuron] = 0.0  # silu(0) is 0
+        torch.testing.assert_close(parts[..., neuron, :], whole - swiglu(x, shut, up, down))
 
 
 def test_silu_gradient_is_autograds():
