@@ -1,6 +1,9 @@
 """Comparing an outcome with the expected one, and saying in words how they differ."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -32,6 +35,27 @@ class Difference:
     blank: bool = False  # nothing is written yet
 
 
+class _Unworded:
+    """A `Difference` that is put into words when it is asked: diagnosis asks for none."""
+
+    blank = False
+
+    def __init__(self, words: Callable[[], Difference]):
+        self._words = words
+
+    @cached_property
+    def _worded(self) -> Difference:
+        return self._words()
+
+    @property
+    def summary(self) -> str:
+        return self._worded.summary
+
+    @property
+    def detail(self) -> str:
+        return self._worded.detail
+
+
 def compare_outcomes(
     actual: Outcome, expected: Outcome, tolerance: Tolerance = None
 ) -> Difference | None:
@@ -50,6 +74,8 @@ def compare(
     actual: Any, expected: Any, tolerance: Tolerance = None, where: str = ""
 ) -> Difference | None:
     """None if equal, else the first difference found. `where` is the path into the value: "[2]"."""
+    if actual is expected:
+        return None
     number = isinstance(expected, bool | int | float)
     if number and isinstance(actual, Tensor) and actual.ndim == 0:
         actual = actual.item()
@@ -58,9 +84,8 @@ def compare(
             return _wrong_type(actual, expected, where)
         return _compare_tensors(actual, expected, tolerance, where)
     if isinstance(expected, float) and isinstance(actual, float | int):
-        as_tensor = torch.tensor([actual, expected], dtype=torch.float64)
         rtol, atol = tolerance or TOLERANCE[torch.float32]
-        if torch.isclose(as_tensor[0], as_tensor[1], rtol, atol, equal_nan=True):
+        if _is_close(float(actual), expected, rtol, atol):
             return None
         return Difference(
             f"{_at(where)}the number differs by more than rtol {rtol:g}, atol {atol:g}",
@@ -101,6 +126,13 @@ def describe(value: Any) -> str:
     return _short(value)
 
 
+def _is_close(actual: float, expected: float, rtol: float, atol: float) -> bool:
+    """What torch.isclose says, with NaN equal to NaN, at a hundredth of its time."""
+    if math.isfinite(actual) and math.isfinite(expected):
+        return abs(actual - expected) <= atol + abs(rtol * expected)
+    return actual == expected or (math.isnan(actual) and math.isnan(expected))
+
+
 def _compare_errors(actual: Outcome, expected: Outcome) -> Difference | None:
     if expected.error is None:
         error = actual.error
@@ -135,6 +167,12 @@ def _compare_tensors(
     close = torch.isclose(actual, expected, rtol, atol, equal_nan=True)
     if close.all():
         return None
+    return _Unworded(partial(_describe_tensors, actual, expected, close, rtol, atol, at))
+
+
+def _describe_tensors(
+    actual: Tensor, expected: Tensor, close: Tensor, rtol: float, atol: float, at: str
+) -> Difference:
     count = int((~close).sum())
     within = f" by more than rtol {rtol:g}, atol {atol:g}" if atol or rtol else ""
     whose = f"{count} of {close.numel()} elements differ" if close.ndim else "the value differs"

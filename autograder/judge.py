@@ -4,16 +4,16 @@ The judge is trusted and runs nothing of the student's. What it gets from a work
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
 from autograder.cells import source_of
-from autograder.check import Asserts, Check, Exercise
+from autograder.check import Asserts, Case, Check, Exercise
 from autograder.inside.outcome import Error, Outcome
 from autograder.masters import Master
-from autograder.sandbox import Sandbox, Worker, WorkerDied
-from autograder.submission import Submission
+from autograder.sandbox import Sandbox, Worker, WorkerDied, calls
+from autograder.submission import Step, Submission
 from autograder.verdict import Verdict, judge, lost
 
 # What a notebook imports from us: in grading the judge asks, so the calls answer nothing.
@@ -46,21 +46,34 @@ def judge_submission(
         for name, exercise in exercises.items()
         if name in submission.missing
     } | {verdict.exercise: verdict for verdict in known}
+    cases = {
+        name: exercise.draw(seed)
+        for name, exercise in exercises.items()
+        if isinstance(exercise, Check) and name not in verdicts
+    }
     deadly: dict[int, str] = {}  # a step that ended its worker, and how
     deadline = time.monotonic() + sandbox.limits.wall_per_submission
     while time.monotonic() < deadline:
         errors: dict[str, Error] = {}  # what the exercises' own cells raised
         secrets = False  # whether the worker has seen hidden tests, and could tell of them
         broken = ""  # the last cell that failed, and how: why a name is not defined
+        requests = {
+            place: _request(step, exercises, cases)
+            for place, step in enumerate(submission.steps)
+            if place not in deadly and not _is_settled(step, exercises, verdicts)
+        }
         place = 0
         try:
             with sandbox.worker(master.modules | STUB, dict(master.beside)) as worker:
+                answers = _answers(worker, requests.values())
                 for place, step in enumerate(submission.steps):
                     if place in deadly:
                         broken = f"{step.exercise or 'an earlier cell'} {deadly[place]}"
+                    if place not in requests:
                         continue
+                    outcome = next(answers)
                     if step.kind != "check":
-                        if error := worker.run(step.source).error:
+                        if error := outcome.error:
                             errors[step.exercise] = error
                             if step.exercise and not (hidden and secrets):
                                 broken = f"{step.exercise} raised {error.type}: {error.message}"
@@ -68,17 +81,18 @@ def judge_submission(
                     exercise = exercises[step.exercise]
                     if isinstance(exercise, Asserts):  # again, too: what it defines may be used
                         secrets |= bool(exercise.hidden)
-                        outcome = worker.grade(exercise.source)
                         verdict = judge(exercise, [outcome], seed, hidden and secrets)
                         if broken and outcome.error and outcome.error.type == "NameError":
                             problem = f"{verdict.problem}; {broken}"
                             verdict = replace(verdict, problem=problem)
                         verdicts.setdefault(exercise.name, verdict)
-                    elif exercise.name not in verdicts:
-                        outcomes = _outcomes(worker, exercise, step.variable, seed)
-                        verdicts[exercise.name] = _undefined(
-                            exercise, outcomes, step.variable, errors.get(exercise.name)
-                        ) or judge(exercise, outcomes, seed, hidden)
+                        continue
+                    outcomes = [outcome]
+                    if isinstance(exercise, Check):
+                        outcomes = worker.outcomes(outcome, requests[place])
+                    verdicts[exercise.name] = _undefined(
+                        exercise, outcomes, step.variable, errors.get(exercise.name)
+                    ) or judge(exercise, outcomes, seed, hidden, cases.get(exercise.name))
             break
         except WorkerDied as died:
             deadly[place] = died.reason
@@ -92,11 +106,41 @@ def judge_submission(
     ]
 
 
-def _outcomes(worker: Worker, exercise: Exercise, variable: str, seed: str) -> list[Outcome]:
-    if isinstance(exercise, Check):
-        cases = [(case.args, case.kwargs) for case in exercise.draw(seed)]
-        return worker.calls(variable, cases, _source(exercise.probe))
-    return [worker.get(variable)]
+def _is_settled(
+    step: Step, exercises: Mapping[str, Exercise], verdicts: Mapping[str, Verdict]
+) -> bool:
+    """Whether a step need not be taken: what asserts define may be used further down."""
+    asks = step.kind == "check" and not isinstance(exercises[step.exercise], Asserts)
+    return asks and step.exercise in verdicts
+
+
+def _request(
+    step: Step, exercises: Mapping[str, Exercise], cases: Mapping[str, Sequence[Case]]
+) -> tuple:
+    """What a worker is asked at a step."""
+    if step.kind != "check":
+        return "run", step.source
+    match exercises[step.exercise]:
+        case Asserts() as tests:
+            return "grade", tests.source
+        case Check() as check:
+            arguments = [(case.args, case.kwargs) for case in cases[check.name]]
+            return calls(step.variable, arguments, _source(check.probe))
+    return "get", step.variable
+
+
+def _answers(worker: Worker, requests: Iterable[tuple]) -> Iterator[Outcome]:
+    """The worker's answers, in turn. All is asked at once, up to asserts, which nothing that runs
+    before them may see: their cell may hold hidden tests."""
+    portion = []
+    for request in requests:
+        if request[0] == "grade":
+            yield from worker.ask(portion)
+            yield from worker.ask([request])
+            portion = []
+        else:
+            portion.append(request)
+    yield from worker.ask(portion)
 
 
 @cache

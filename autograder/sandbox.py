@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ START_SECONDS = 120.0  # importing torch from a cold disk
 END_SECONDS = 10.0
 LENGTH_BYTES = 8
 NO_RESULT = "sent something that is not a result"
+UNASKED = "sent something that was not asked for"
 MAX_TRACEBACK = 20_000
 
 # The room is loaded by its path, so that no folder of ours is on the submission's sys.path.
@@ -132,7 +133,7 @@ class Sandbox:
     def _open(self, modules: dict[str, str], beside: dict[str, bytes]) -> "Worker":
         worker = _plain_worker(self.limits) if self.trusted else self._forked_worker()
         try:
-            worker._ask(START_SECONDS, "files", modules, beside)
+            next(worker.ask([("files", modules, beside)], START_SECONDS))
         except WorkerDied as died:
             raise SandboxUnavailable(f"A worker could not start: it {died.reason}.") from None
         except BaseException:
@@ -231,6 +232,8 @@ class Worker:
         self._kill = kill
         self._deadline = time.monotonic() + limits.wall_per_submission
         self._died = ""
+        self._unsent = memoryview(b"")
+        self._received = bytearray()
         self._printed = bytearray()
         self._printed_bytes = 0
         self._selector = selectors.DefaultSelector()
@@ -248,66 +251,81 @@ class Worker:
 
     def run(self, source: str) -> CellResult:
         """Run one notebook cell, magics and top-level await included."""
-        outcome = self._cell("run", source)
+        outcome = next(self.ask([("run", source)]))
         output = self._printed.decode(errors="replace")
         if self._printed_bytes > self._limits.output_bytes:
             output += f"\n[{self._printed_bytes - self._limits.output_bytes:,} bytes more]"
         return CellResult(outcome.error, output)
 
-    def grade(self, source: str) -> Outcome:
-        """Run a graded cell; the value is the text that a notebook shows under it, if it does."""
-        return self._cell("grade", source)
-
     def call(self, name: str, args: tuple, kwargs: dict) -> Outcome:
         """Call the function of that name with plain data (what `inside.codec` can encode)."""
-        return self._ask(self._limits.wall_per_cell, "call", name, args, kwargs)
+        return self.calls(name, [(args, kwargs)])[0]
 
     def calls(
         self, name: str, cases: Sequence[tuple[tuple, dict]], probe: str = ""
     ) -> list[Outcome]:
-        """Call the function on each (args, kwargs); together they have the time of one cell.
+        """Call the function on each (args, kwargs)."""
+        request = calls(name, cases, probe)
+        return self.outcomes(next(self.ask([request])), request)
 
-        With `probe`, the source of a function of that name, call it with what `name` is before the
-        arguments.
+    def get(self, name: str) -> Outcome:
+        """The value of a global."""
+        return next(self.ask([("get", name)]))
+
+    def grade(self, source: str) -> Outcome:
+        """Run a graded cell; the value is the text that a notebook shows under it, if it does."""
+        return next(self.ask([("grade", source)]))
+
+    def ask(self, requests: Sequence[tuple], seconds: float | None = None) -> Iterator[Outcome]:
+        """The answers to requests, in their order. Each has the time of a cell, or `seconds`.
+
+        A request is ("run", source), ("grade", source), ("get", name), or what `calls` makes, and
+        `outcomes` reads the answer to that.
+
+        All are sent at once: the worker goes on while its answers are looked at.
         """
-        outcome = self._ask(self._limits.wall_per_cell, "calls", name, list(cases), probe)
-        if outcome.error:  # all results together are too large to send
-            return [outcome] * len(cases)
-        match outcome.value:
-            case list(replies) if [type(reply) for reply in replies] == [bytes] * len(cases):
+        if self._died:
+            raise WorkerDied(self._died)
+        self._receive()
+        if self._received:
+            raise self._end(UNASKED)
+        self._unsent = memoryview(b"".join(map(_framed, requests)))
+        self._send()
+        for left in reversed(range(len(requests))):
+            reply = self._next_reply(seconds or self._limits.wall_per_cell)
+            if not left and self._unsent:
+                raise self._end("answered before it was asked")
+            if not left and self._received:
+                raise self._end(UNASKED)
+            try:
+                outcome = _outcome(decode(reply, self._limits.result_bytes))
+            except CodecError:
+                raise self._end(NO_RESULT) from None
+            yield outcome
+
+    def outcomes(self, answer: Outcome, request: tuple) -> list[Outcome]:
+        """The outcome of each case in the answer to a request that `calls` made."""
+        count = len(request[2])
+        if answer.error:  # all results together are too large to send
+            return [answer] * count
+        match answer.value:
+            case list(replies) if [type(reply) for reply in replies] == [bytes] * count:
                 with contextlib.suppress(CodecError):
                     return [_outcome(decode(r, self._limits.result_bytes)) for r in replies]
         raise self._end(NO_RESULT)
 
-    def get(self, name: str) -> Outcome:
-        """The value of a global."""
-        return self._ask(self._limits.wall_per_cell, "get", name)
-
-    def _cell(self, action: str, source: str) -> Outcome:
+    def _next_reply(self, seconds: float) -> bytes:
+        """Receive one reply, while sending what is unsent and reading what the worker prints."""
+        deadline = min(time.monotonic() + seconds, self._deadline)
         self._printed.clear()
         self._printed_bytes = 0
-        return self._ask(self._limits.wall_per_cell, action, source)
-
-    def _ask(self, seconds: float, *request: Any) -> Outcome:
-        if self._died:
-            raise WorkerDied(self._died)
-        message = encode(request)
-        reply = self._exchange(len(message).to_bytes(LENGTH_BYTES, "big") + message, seconds)
-        try:
-            return _outcome(decode(reply, self._limits.result_bytes))
-        except CodecError:
-            raise self._end(NO_RESULT) from None
-
-    def _exchange(self, request: bytes, seconds: float) -> bytes:
-        """Send the request and receive the reply, while reading what the worker prints."""
-        deadline = min(time.monotonic() + seconds, self._deadline)
-        unsent, reply, wanted = memoryview(request), bytearray(), LENGTH_BYTES
-        if self._receive(reply):
-            raise self._gone("sent something that was not asked for")
-        unsent = self._send(unsent)
-        if unsent:
-            self._selector.modify(self._connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        while len(reply) < wanted:
+        end = None
+        while end is None or len(self._received) < end:
+            if end is None and len(self._received) >= LENGTH_BYTES:
+                end = LENGTH_BYTES + int.from_bytes(self._received[:LENGTH_BYTES], "big")
+                if end > self._limits.result_bytes + MAX_JSON_BYTES + 100:
+                    raise self._end(NO_RESULT)
+                continue
             left = deadline - time.monotonic()
             if left <= 0:
                 whole = deadline == self._deadline
@@ -319,43 +337,36 @@ class Worker:
                     self._read_output()
                     continue
                 if events & selectors.EVENT_WRITE:
-                    unsent = self._send(unsent)
-                    if not unsent:
-                        self._selector.modify(self._connection, selectors.EVENT_READ)
+                    self._send()
                 if events & selectors.EVENT_READ:
-                    self._receive(reply)
-                if wanted == LENGTH_BYTES <= len(reply):
-                    wanted += int.from_bytes(reply[:LENGTH_BYTES], "big")
-                    if wanted > self._limits.result_bytes + MAX_JSON_BYTES + 100:
-                        raise self._end(NO_RESULT)
-        if unsent:
-            raise self._end("answered before it was asked")
-        if len(reply) > wanted:
-            raise self._end("sent something that was not asked for")
+                    self._receive()
         self._read_output()
-        return bytes(reply[LENGTH_BYTES:])
+        reply = bytes(self._received[LENGTH_BYTES:end])
+        del self._received[:end]
+        return reply
 
-    def _send(self, message: memoryview) -> memoryview:
-        """Send what can be sent at once; what is left of the message."""
+    def _send(self) -> None:
+        """Send what can be sent at once; the rest goes out while we wait for replies."""
         try:
-            return message[self._connection.send(message) :]
+            self._unsent = self._unsent[self._connection.send(self._unsent) :]
         except BlockingIOError:
-            return message
-        except OSError:  # reset, broken pipe
-            raise self._gone("closed its connection to the grader") from None
+            pass
+        except OSError:  # reset, broken pipe: it may still have answered before it went
+            self._unsent = memoryview(b"")
+        write = selectors.EVENT_WRITE if self._unsent else 0
+        self._selector.modify(self._connection, selectors.EVENT_READ | write)
 
-    def _receive(self, into: bytearray) -> bool:
-        """Read a piece of what has come; whether there was any."""
+    def _receive(self) -> None:
+        """Read a piece of what has come."""
         try:
             chunk = self._connection.recv(2**18)
         except BlockingIOError:
-            return False
+            return
         except OSError:  # reset, broken pipe
             chunk = b""
         if not chunk:
             raise self._gone("closed its connection to the grader")
-        into += chunk
-        return True
+        self._received += chunk
 
     def _read_output(self) -> None:
         """All that is there to read; kept up to the limit."""
@@ -365,7 +376,8 @@ class Worker:
             except (BlockingIOError, OSError):
                 return
             if not chunk:  # it closed its stdout and stderr
-                self._selector.unregister(self._output)
+                with contextlib.suppress(KeyError):  # and we knew it
+                    self._selector.unregister(self._output)
                 return
             self._printed_bytes += len(chunk)
             self._printed += chunk[: max(self._limits.output_bytes - len(self._printed), 0)]
@@ -405,17 +417,29 @@ class Worker:
         return WorkerDied(self._died)
 
 
+def calls(name: str, cases: Sequence[tuple[tuple, dict]], probe: str = "") -> tuple:
+    """The request to call a function on each (args, kwargs); together they have a cell's time.
+
+    With `probe`, the source of a function of that name, call it with what `name` is before the
+    arguments.
+    """
+    return "calls", name, [encode(case) for case in cases], probe
+
+
+def _framed(request: tuple) -> bytes:
+    message = encode(request)
+    return len(message).to_bytes(LENGTH_BYTES, "big") + message
+
+
 def _outcome(reply: Any) -> Outcome:
     """The outcome that a decoded reply holds. Raises `CodecError` if it holds something else."""
     match reply:
-        case (value, tuple(args), dict(kwargs), None):
-            return Outcome(value, (args, kwargs))
-        case (_, tuple(args), dict(kwargs), (str(kind), tuple(bases), str(message), str(trace))):
+        case (value, (tuple(), dict()) | None as arguments, None):
+            return Outcome(value, arguments)
+        case (_, _, (str(kind), tuple(bases), str(message), str(trace))):
             if all(type(base) is str for base in bases) and len(bases) <= 100:
-                return Outcome(
-                    arguments=(args, kwargs),
-                    error=Error(kind[:100], bases, message[:MAX_MESSAGE], trace[:MAX_TRACEBACK]),
-                )
+                error = Error(kind[:100], bases, message[:MAX_MESSAGE], trace[:MAX_TRACEBACK])
+                return Outcome(error=error)
     raise CodecError("the reply is not an outcome")
 
 

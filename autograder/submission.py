@@ -24,7 +24,7 @@ from autograder.course import CHAPTERS, DEMO, SOLUTION, find_chapter, graded_cal
 
 MAX_BYTES = 20 * 2**20  # of a file
 MAX_CELLS = 5_000
-MAX_SOURCE = 1_000_000  # characters of one cell
+MAX_SOURCE = 600_000  # characters of one cell, of which a message to the worker has room for any
 MAX_STUDENT_ID = 64  # characters
 SKIPPED = "skip-execution"  # the tag of cells that Jupyter's tools do not run
 LINKED = "the folder is a symbolic link: put the submission itself there"

@@ -1,7 +1,6 @@
 """From outcomes to a verdict: which cases pass, what differs, which misconception explains it."""
 
 import builtins
-import copy
 import inspect
 import re
 import warnings
@@ -10,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from autograder.check import Asserts, Case, Check, Exercise, Misconception, Question
 from autograder.compare import Difference, compare, compare_outcomes, describe, describe_kind
-from autograder.inside.outcome import Outcome
+from autograder.inside.codec import decode, encode
+from autograder.inside.outcome import Outcome, call
 
 CELL_LINE = re.compile(r"line (\d{1,7}), in <")  # of a traceback: its first frame is the cell's own
 
@@ -76,9 +76,15 @@ def lost(exercise: Exercise, problem: str, status: str = "wrong", detail: str = 
 
 
 def judge(
-    exercise: Exercise, outcomes: Sequence[Outcome], seed: str, hidden: bool = False
+    exercise: Exercise,
+    outcomes: Sequence[Outcome],
+    seed: str,
+    hidden: bool = False,
+    cases: Sequence[Case] | None = None,
 ) -> Verdict:
     """The verdict on the outcomes that a student's work gave for the cases of `seed`.
+
+    cases:  those cases, where they are drawn already and nothing has been called with them
 
     A `Question` has one outcome, the variable's value; `Asserts` have one, their cell's. With
     `hidden`, as in a grade, the verdict holds no value of a case, and of asserts no word that a
@@ -88,14 +94,15 @@ def judge(
         return _judge_answer(exercise, outcomes[0])
     if isinstance(exercise, Asserts):
         return _judge_asserts(exercise, outcomes[0], hidden)
-    return _judge_function(exercise, outcomes, seed, hidden)
+    return _judge_function(exercise, outcomes, cases or exercise.draw(seed), hidden)
 
 
-def _judge_function(check: Check, outcomes: Sequence[Outcome], seed: str, hidden: bool) -> Verdict:
-    cases = check.draw(seed)
+def _judge_function(
+    check: Check, outcomes: Sequence[Outcome], cases: Sequence[Case], hidden: bool
+) -> Verdict:
     reference = check.call_of(check.reference)
     expected = [case.outcome(reference) for case in cases]
-    differences = list(_differences(check, outcomes, expected))
+    differences = list(_differences(check, cases, outcomes, expected))
     failed = [i for i, difference in enumerate(differences) if difference]
     passed = len(outcomes) - len(failed)
     if not failed:
@@ -106,7 +113,8 @@ def _judge_function(check: Check, outcomes: Sequence[Outcome], seed: str, hidden
     earned = sum(part.earned for part in parts)
     if difference.blank and not earned:
         return lost(check, difference.summary, "blank")
-    found = diagnose(check, outcomes, seed)
+    telling = sorted(range(len(cases)), key=lambda i: differences[i] is None)  # failed ones first
+    found = _explanation(check, [cases[i] for i in telling], [outcomes[i] for i in telling])
     return Verdict(
         check.name,
         check.points,
@@ -134,22 +142,30 @@ def _parts(check: Check, failed: set[str]) -> tuple[Part, ...]:
 
 def diagnose(check: Check, outcomes: Sequence[Outcome], seed: str) -> Misconception | None:
     """The misconception that behaves on every case as these outcomes do, if there is one."""
-    cases = check.draw(seed)
+    return _explanation(check, check.draw(seed), outcomes)
+
+
+def _explanation(
+    check: Check, cases: Sequence[Case], outcomes: Sequence[Outcome]
+) -> Misconception | None:
+    messages = [encode((case.args, case.kwargs)) for case in cases]
     with warnings.catch_warnings(action="ignore"):  # a wrong solution may well give rise to some
         for misconception in check.misconceptions:
             wrong = check.call_of(misconception.wrong)
-            # One by one: most are told apart by the first. A copy, as the call may change it.
-            behaviour = (copy.deepcopy(case).outcome(wrong) for case in cases)
-            if not any(_differences(check, outcomes, behaviour)):
+            # One by one: most are told apart by the first. Each on arguments of its own.
+            behaviour = (call(wrong, *decode(message)) for message in messages)
+            if not any(_differences(check, cases, outcomes, behaviour)):
                 return misconception
     return None
 
 
 def _differences(
-    check: Check, actual: Iterable[Outcome], expected: Iterable[Outcome]
+    check: Check, cases: Iterable[Case], actual: Iterable[Outcome], expected: Iterable[Outcome]
 ) -> Iterator[Difference | None]:
-    pairs = zip(actual, expected, strict=True)
-    return (compare_outcomes(a, e, check.tolerance) for a, e in pairs)
+    for case, a, e in zip(cases, actual, expected, strict=True):
+        if a.arguments is None:  # as they were
+            a = replace(a, arguments=(case.args, case.kwargs))
+        yield compare_outcomes(a, e, check.tolerance)
 
 
 def _judge_answer(question: Question, outcome: Outcome) -> Verdict:

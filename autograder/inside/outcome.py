@@ -35,10 +35,13 @@ class Error:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one call left behind: a value or an error, and the arguments as they were afterwards."""
+    """What one call left behind: a value or an error, and the arguments as they were afterwards.
+
+    `arguments` is None where they are as they were before.
+    """
 
     value: Any = None
-    arguments: tuple[tuple, dict] = ((), {})
+    arguments: tuple[tuple, dict] | None = None
     error: Error | None = None
 
 

@@ -12,6 +12,7 @@ import random
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -75,7 +76,6 @@ def serve(
         "files": _write_files,
         "run": lambda source, run=shell.run_cell: Outcome(error=_run(shell, run, source)[1]),
         "grade": lambda source, run=shell.run_cell: _grade(shell, run, source),
-        "call": lambda name, args, kwargs: call(_lookup(shell, name), args, kwargs),
         "calls": lambda name, cases, probe: _calls(shell, name, cases, probe, result_bytes),
         "get": lambda name: Outcome(_lookup(shell, name)),
     }
@@ -93,7 +93,7 @@ def _no_input(prompt: object = "") -> str:
 
 
 def _answer(action: Callable, arguments: list, limit: int) -> bytes:
-    """(value, args, kwargs, error) of one action, encoded; errors of any kind included."""
+    """(value, arguments, error) of one action, encoded; errors of any kind included."""
     try:
         outcome = action(*arguments)
     except BaseException as error:  # KeyboardInterrupt, too, is the cell's affair
@@ -104,10 +104,10 @@ def _answer(action: Callable, arguments: list, limit: int) -> bytes:
         except BaseException:  # whatever the student put there
             continue
     try:
-        return encode((outcome.value, *outcome.arguments, _plain(outcome.error)), limit)
+        return encode((outcome.value, outcome.arguments, _plain(outcome.error)), limit)
     except Exception as error:  # too large, or an object that fails when it is looked at
         unsent = Error("ValueError", ("ValueError",), f"the result cannot be sent: {error}"[:500])
-        return encode((None, (), {}, _plain(unsent)))
+        return encode((None, None, _plain(unsent)))
 
 
 def _plain(error: Error | None) -> tuple | None:
@@ -168,15 +168,21 @@ def _grade(shell: InteractiveShell, run_cell: Callable, source: str) -> Outcome:
 def _calls(
     shell: InteractiveShell, name: str, cases: list, probe: str, result_bytes: int
 ) -> Outcome:
-    """Each case's answer, encoded by itself: one that cannot be sent spoils no other."""
+    """Each case's answer, encoded by itself: one that cannot be sent spoils no other.
 
-    def one(args: tuple, kwargs: dict) -> Outcome:
+    cases:  the arguments of each, (args, kwargs), encoded too; they go back only if they changed
+    """
+
+    def one(case: bytes) -> Outcome:
         function = _lookup(shell, name)
-        return call(partial(scope["probe"], function) if probe else function, args, kwargs)
+        function = partial(scope["probe"], function) if probe else function
+        outcome = call(function, *decode(case))
+        unchanged = outcome.arguments is None or encode(outcome.arguments) == case
+        return replace(outcome, arguments=None) if unchanged else outcome
 
     scope: dict[str, Any] = {}
     exec(probe, scope)
-    return Outcome([_answer(one, case, result_bytes) for case in cases])
+    return Outcome([_answer(one, [case], result_bytes) for case in cases])
 
 
 def _lookup(shell: InteractiveShell, name: str) -> Any:

@@ -1,10 +1,11 @@
 """Comparing outcomes: what is equal, what is not, and whether the words say why."""
 
+import copy
 import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from autograder.compare import TOLERANCE, compare, compare_outcomes, describe
@@ -19,7 +20,18 @@ plain = st.recursive(
 
 @given(plain)
 def test_everything_equals_itself(value):
-    assert compare(value, value) is None
+    assert compare(copy.deepcopy(value), value) is None
+
+
+@given(st.floats(), st.floats(), st.sampled_from([(0.0, 0.0), (1e-4, 1e-5), (0.5, 3.0)]))
+@example(math.inf, math.inf, (1e-4, 1e-5))
+@example(1e308, math.inf, (0.5, 3.0))
+@example(math.nan, math.nan, (0.0, 0.0))
+@example(1.0001, 1.0, (1e-4, 1e-5))
+def test_numbers_are_as_close_as_torch_says(actual, expected, tolerance):
+    tensors = torch.tensor([actual, expected], dtype=torch.float64)
+    close = torch.isclose(tensors[0], tensors[1], *tolerance, equal_nan=True)
+    assert (compare(actual, expected, tolerance) is None) == bool(close)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -1,5 +1,6 @@
 """The sandbox with honest code: what a notebook can do, a worker can do."""
 
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ import torch
 
 from autograder import sandbox as sandbox_module
 from autograder.inside.codec import Opaque
+from autograder.inside.outcome import Outcome
 from autograder.sandbox import Limits, Sandbox, SandboxUnavailable, WorkerDied
+from autograder.submission import MAX_SOURCE
 
 LIMITS = Limits(wall_per_cell=5.0)
 
@@ -76,6 +79,48 @@ def test_several_calls_at_once_answer_each_for_itself(sandbox):
         worker.run("import torch\ndef large(x, by=2): return torch.ones(2**20 * 3)")
         assert "cannot be sent" in worker.calls("large", cases)[0].error.message
         assert worker.calls("share", cases[:1])[0].value == 1.0
+
+
+def test_only_arguments_that_changed_come_back(sandbox):
+    """With the layout of a case, too: what a student's function sees is what the judge has."""
+    x = torch.arange(6.0).reshape(2, 3)
+    kept = (x, x.T, x.expand(4, 2, 3), x[:, ::2], [0.5, math.nan, True], {"é": (1, "a", None)})
+    with sandbox.worker() as worker:
+        worker.run("def same(*given): return len(given)\ndef grow(*given): given[4].append(1)")
+        assert worker.call("same", kept, {}) == Outcome(6)
+        grown = worker.call("grow", kept, {}).arguments
+        assert len(grown[0][4]) == 4 and torch.equal(grown[0][1], x.T)
+
+
+def test_cells_go_on_behind_one_that_closes_its_output(walls):
+    with walls.worker() as worker:
+        worker.run("import os\nfor fd in range(3): os.close(fd)")
+        answers = worker.ask([("run", "x = 1"), ("get", "x"), ("get", "x")])
+        assert [answer.value for answer in answers] == [None, 1, 1]
+
+
+@pytest.mark.parametrize("character", ["\x01", "\ud800", "🎉"])
+def test_the_longest_cell_that_is_read_can_be_sent(walls, character):
+    with walls.worker() as worker:
+        assert worker.run("#" + character * (MAX_SOURCE - 1)).error is None or character != "🎉"
+        assert worker.run("1 + 1").error is None
+
+
+def test_what_was_answered_before_a_death_is_heard(walls):
+    """Requests are sent ahead: those that the worker did not live to read cost only themselves."""
+    unread = ("run", "# " + "x" * 2**21)
+    with walls.worker() as worker:
+        answers = worker.ask([("run", "x = 7"), ("get", "x"), ("run", "exit_now()"), unread])
+        assert next(answers).error is None
+        assert next(answers).value == 7
+        assert next(answers).error.type == "NameError"
+        assert next(answers).error is None
+        dying = ("run", "import os, time; time.sleep(0.2); os._exit(3)")
+        answers = worker.ask([("run", "y = 8"), ("get", "y"), dying, unread, unread])
+        time.sleep(0.5)
+        assert [next(answers).value for _ in range(2)] == [None, 8]
+        with pytest.raises(WorkerDied, match="exit code 3"):
+            next(answers)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,17 @@ def test_every_correct_style_passes(exercise: Check, index: int, other):
         assert verdict.correct, verdict
 
 
+@each(CHECKS)
+def test_a_reference_leaves_its_arguments_as_they_are(exercise: Check):
+    """So that the cases are still what a student's function was called with."""
+    reference = exercise.call_of(exercise.reference)
+    for seed in SEEDS:
+        for case in exercise.draw(seed):
+            before = encode((case.args, case.kwargs))
+            case.outcome(reference)
+            assert encode((case.args, case.kwargs)) == before, case.title
+
+
 @pairs("misconceptions")
 def test_every_misconception_is_rejected_and_diagnosed(exercise: Check, index: int, other):
     for seed in SEEDS:
