@@ -5,6 +5,7 @@ grade is in the gradebook, and a notebook whose record still holds is not graded
 """
 
 import contextlib
+import gc
 import hashlib
 import hmac
 import json
@@ -309,6 +310,12 @@ def blank_notebook(course: Path, chapter: Chapter) -> NotebookNode:
     return chapter_master(course, chapter).released
 
 
+def _begin() -> None:
+    """What a grading process does first."""
+    torch.set_num_threads(1)
+    gc.freeze()  # a collection need not walk through all that was imported
+
+
 @contextlib.contextmanager
 def _workforce(
     executor: Executor | None, jobs: int, limits: Limits
@@ -325,7 +332,7 @@ def _workforce(
         # Forked at the first job, from a process that has everything imported and no thread yet;
         # by then the sandbox is ready, and all share it.
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
+        with ProcessPoolExecutor(jobs, context, _begin) as pool:
             yield pool, sandbox.wait
     finally:
         del _sandboxes[limits]
