@@ -78,6 +78,25 @@ def _fill(template: str, text: str, answer: str = "") -> tuple[str, str]:
 # scoring
 
 
+def choice_batch(
+    prompt: Sequence[int], choices: Sequence[Sequence[int]], pad: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Prompt and choice as one row of tokens, for each choice; and where the choice's own stand.
+
+    Shorter rows are padded on the right: the model is causal, so no token sees the padding.
+
+    Shapes: prompt of P tokens, N choices -> input_ids (N, T) of int64, is_choice (N, T) of bool.
+    """
+    width = len(prompt) + max(map(len, choices))
+    input_ids = torch.full((len(choices), width), pad)
+    is_choice = torch.zeros(len(choices), width, dtype=torch.bool)
+    for row, choice in enumerate(choices):
+        end = len(prompt) + len(choice)
+        input_ids[row, :end] = torch.tensor([*prompt, *choice])
+        is_choice[row, len(prompt) : end] = True
+    return input_ids, is_choice
+
+
 def score_choices(logits: Tensor, input_ids: Tensor, is_choice: Tensor) -> tuple[Tensor, Tensor]:
     """Log-likelihood of each choice given its prompt: its sum, and its mean per token, in nats.
 
@@ -85,7 +104,8 @@ def score_choices(logits: Tensor, input_ids: Tensor, is_choice: Tensor) -> tuple
     of the prompt, and padding, do not count. The sum is ln P(choice | prompt), so longer choices
     tend to lose; the mean makes up for length.
 
-    Shapes: logits (N, T, V), input_ids (N, T), is_choice (N, T) of bool -> (N,), (N,).
+    Shapes: logits (N, T, V), input_ids (N, T), is_choice (N, T) of bool -> (N,), (N,). The logits
+    at the last position predict nothing here and may be left out.
     Raises ValueError for a row without a choice, or one at position 0, which nothing predicts.
     """
     if is_choice[:, 0].any():
@@ -93,7 +113,7 @@ def score_choices(logits: Tensor, input_ids: Tensor, is_choice: Tensor) -> tuple
     counts = is_choice.sum(-1)
     if not counts.all():
         raise ValueError("A choice has no token, so it has no likelihood.")
-    log_probs = log_softmax(logits[:, :-1].float())
+    log_probs = log_softmax(logits[:, : input_ids.shape[1] - 1].float())
     chosen = log_probs.gather(-1, input_ids[:, 1:, None]).squeeze(-1)
     sums = chosen.where(is_choice[:, 1:], 0.0).sum(-1)
     return sums, sums / counts
@@ -108,7 +128,7 @@ def log_likelihoods(
     A choice usually begins with its space: " Paris". Prompt and choice are encoded as one text.
     Where their border falls within a token ("un" + "happy" → "unhappy"), that token counts as
     the choice's, and for all choices alike, so that each is scored given the very same tokens. The
-    prompt is computed once, the choices in one batch.
+    prompt is computed once, the choices in one batch; choices of one token cost nothing more.
 
     Shapes: -> sums (N,), means (N,), in nats, on the CPU.
     Raises ValueError for no choices, an empty one, no prompt or more tokens than the context holds.
@@ -118,22 +138,29 @@ def log_likelihoods(
     if width > limit:
         raise ValueError(f"prompt and choice have {width} tokens, but the context holds {limit}.")
     device = model.model.embed_tokens.weight.device
-    batch = torch.zeros(len(rows), width, dtype=torch.long)
-    is_choice = torch.zeros_like(batch, dtype=torch.bool)
-    for i, row in enumerate(rows):  # padded on the right: causal, so no token sees the padding
-        batch[i, : len(row)] = torch.tensor(row)
-        is_choice[i, start : len(row)] = True
+    batch, is_choice = choice_batch(rows[0][:start], [row[start:] for row in rows])
     batch, is_choice = batch.to(device), is_choice.to(device)
 
-    shared = start - 1  # the prompt's last token predicts the choice's first
     cache = model.new_cache(width)
-    if shared:
-        model.model(batch[:1, :shared], cache)
-    for layer in cache:
-        layer.select(torch.zeros(len(rows), dtype=torch.long, device=device))
-    logits = model(batch[:, shared:], cache)
-    sums, means = score_choices(logits, batch[:, shared:], is_choice[:, shared:])
+    logits = model(batch[:1, :start], cache, logits_to_keep=1)  # about each choice's first token
+    logits = logits.expand(len(rows), -1, -1)
+    if start + 1 < width:
+        for layer in cache:
+            layer.select(torch.zeros(len(rows), dtype=torch.long, device=device))
+        logits = torch.cat((logits, model(batch[:, start:-1], cache)), dim=1)
+    sums, means = score_choices(logits, batch[:, start - 1 :], is_choice[:, start - 1 :])
     return sums.cpu(), means.cpu()
+
+
+def pmi_choice(sums: Tensor, priors: Tensor) -> Tensor:
+    """Which choice the prompt raises most: the argmax of ln P(choice | prompt) − ln P(choice).
+
+    The difference is their pointwise mutual information (Holtzman et al., 2021, §3): it takes away
+    what a model says of a choice before it has seen the question, as `priors` have it.
+
+    Shapes: sums (..., N) for N choices, priors (N,), in nats -> (...) of int64.
+    """
+    return (sums - priors).argmax(-1)
 
 
 def _tokens_of_choices(
@@ -251,6 +278,17 @@ def accuracy_by_shots(
 
 
 # induction heads
+
+
+def induction_guess(tokens: Sequence[int]) -> int | None:
+    """The token that followed the last one of `tokens` when it last stood before, or None.
+
+    What a perfect induction head predicts: "A B … A" goes on with "B" (Olsson et al., 2022).
+    """
+    for position in range(len(tokens) - 2, -1, -1):
+        if tokens[position] == tokens[-1]:
+            return tokens[position + 1]
+    return None
 
 
 def induction_score(weights: Tensor, period: int) -> Tensor:

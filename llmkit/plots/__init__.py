@@ -54,6 +54,12 @@ from llmkit.plots.positions import (
     score_matrices,
     turned_arrows,
 )
+from llmkit.plots.prompting import (
+    accuracy_curves,
+    accuracy_intervals,
+    copying_losses,
+    head_map,
+)
 from llmkit.plots.style import (
     BLACK,
     BLUE,

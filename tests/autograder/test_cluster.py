@@ -324,6 +324,23 @@ def test_a_worker_that_dies_costs_no_grade(warm, course, here):
     warm.workers.pop(0)
 
 
+def test_a_job_that_kills_workers_ends_the_run_with_a_sentence(warm):
+    warm.addresses(warm.add())
+
+    def allow(failures: int, dask_scheduler=None) -> None:
+        dask_scheduler.allowed_failures = failures
+
+    warm.client.run_on_scheduler(allow, 0)  # the first is the last: Dask itself allows three
+    with (
+        pytest.raises(ClusterError, match=r"last at tcp://.*want of memory.*goes on from there"),
+        on_cluster(warm.address, LIMITS) as (executor, _),
+    ):
+        executor.submit(os._exit, 1).result(timeout=60)
+    warm.client.run_on_scheduler(allow, 3)
+    warm.until_only(1)
+    warm.workers = [worker for worker in warm.workers if worker.poll() is None]
+
+
 def test_when_the_last_worker_dies_the_run_ends_with_a_sentence(warm, course, here, monkeypatch):
     monkeypatch.setattr(cluster, "LOST_SECONDS", 1.0)
 

@@ -12,12 +12,15 @@ from llmkit.checkpoints import load_checkpoint
 from llmkit.prompting import (
     accuracy_by_shots,
     attention_weights,
+    choice_batch,
     demonstrations_for,
     few_shot_prompt,
     few_shot_trials,
+    induction_guess,
     induction_score,
     induction_scores,
     log_likelihoods,
+    pmi_choice,
     score_choices,
     wilson_interval,
     zero_shot_prompt,
@@ -93,6 +96,55 @@ def test_template_is_checked(template):
 
 
 # scores
+
+token_lists = st.lists(st.integers(0, 9), min_size=1, max_size=5)
+
+
+@settings(deadline=None)
+@given(token_lists, st.lists(token_lists, min_size=1, max_size=4), st.integers(0, 9))
+def test_choice_batch_holds_each_choice_behind_the_prompt(prompt, choices, pad):
+    input_ids, is_choice = choice_batch(prompt, choices, pad)
+    rows = [torch.tensor(prompt + choice) for choice in choices]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    assert torch.equal(input_ids, padded) and input_ids.dtype == torch.int64
+    for choice, tokens, mask in zip(choices, input_ids, is_choice, strict=True):
+        assert tokens[mask].tolist() == choice
+        assert mask.nonzero()[0] == len(prompt)  # and so all of it stands in one piece
+
+
+@torch.no_grad()
+def test_padding_changes_no_score(model):
+    prompt, choices = [5, 3, 8], [[4], [2, 7, 1], [0, 0]]
+    by_pad = []
+    for pad in (0, 9):
+        input_ids, is_choice = choice_batch(prompt, choices, pad)
+        by_pad.append(score_choices(model(input_ids), input_ids, is_choice))
+    torch.testing.assert_close(by_pad[0], by_pad[1], rtol=0, atol=0)
+    for choice, got in zip(choices, by_pad[0][0], strict=True):
+        assert got.item() == pytest.approx(brute_force(model, prompt + choice, 3), abs=1e-4)
+
+
+def test_the_last_logits_predict_nothing_and_may_be_left_out():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 6, 4, generator=generator)
+    ids = torch.randint(4, (3, 6), generator=generator)
+    is_choice = torch.arange(6).expand(3, 6) >= torch.tensor([[2], [5], [3]])
+    whole, short = (score_choices(x, ids, is_choice) for x in (logits, logits[:, :-1]))
+    torch.testing.assert_close(whole, short, rtol=0, atol=0)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 6), st.floats(-5, 5))
+def test_pmi_choice_is_bayes_answer_to_which_choice_makes_the_prompt_likeliest(seed, n, shift):
+    """ln P(choice | prompt) − ln P(choice) = ln P(prompt | choice) − ln P(prompt)."""
+    generator = torch.Generator().manual_seed(seed)
+    joint = torch.rand(7, n, generator=generator, dtype=torch.float64) + 0.01
+    joint /= joint.sum()  # of 7 prompts and n choices
+    given_prompt = (joint / joint.sum(1, keepdim=True)).log()
+    priors, likelihood = joint.sum(0).log(), joint / joint.sum(0)
+    assert torch.equal(pmi_choice(given_prompt, priors), likelihood.argmax(1))
+    assert torch.equal(pmi_choice(given_prompt, priors + shift), likelihood.argmax(1))
+    assert pmi_choice(given_prompt[0], priors) == likelihood[0].argmax()
 
 
 @settings(deadline=None)
@@ -283,6 +335,20 @@ def test_accuracy_by_shots():
 
 
 # induction heads
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_induction_guess_by_definition(tokens):
+    earlier = [i for i, token in enumerate(tokens[:-1]) if token == tokens[-1]]
+    assert induction_guess(tokens) == (tokens[max(earlier) + 1] if earlier else None)
+
+
+@given(st.permutations(range(9)), st.integers(2, 9), st.integers(0, 20))
+def test_induction_guess_continues_whatever_repeats(order, period, extra):
+    text = [order[t % period] for t in range(2 * period + extra)]
+    for t in range(period, len(text) - 1):
+        assert induction_guess(text[: t + 1]) == text[t + 1]
+    assert induction_guess(text[:period]) is None
 
 
 @settings(deadline=None)
