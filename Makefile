@@ -15,8 +15,8 @@ test: .venv/installed  # everything that gates a change
 	$(python) -m autograder build --check
 	$(python) -m pytest -n auto --dist loadgroup
 
-notebooks: .venv/installed  # every chapter run in full, demo cells included
-	$(python) -m autograder execute
+notebooks: .venv/installed  # every chapter run in full into build/executed/, its numbers compared
+	$(python) -m pytest -v -m notebooks --durations=0 --durations-min=1
 
 bench: .venv/installed  # side by side with what a user would pick instead
 	$(python) -m benchmarks

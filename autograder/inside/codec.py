@@ -12,6 +12,7 @@ memory is bounded by a small multiple of `limit`, whatever the bytes are.
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ MAX_DEPTH = 32
 MAX_ITEMS = 500_000
 MAX_KEY_ITEMS = 4_000  # in keys other than strings: their hashes can be made to collide
 MAX_INT_BITS = 1023  # every int then fits a float
+JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 PLAIN = {float, bool, str}  # what in JSON's lists stands for itself
 SPARSE_STRIDES = 4096  # elements that a strided tensor may span beyond four times its own
 
@@ -38,6 +40,7 @@ DTYPES: dict[str, torch.dtype] = {
         *(torch.float8_e4m3fn, torch.float8_e5m2),
     )
 }
+NAMES = {kind: name for name, kind in DTYPES.items()}
 
 
 class CodecError(ValueError):
@@ -60,8 +63,7 @@ def encode(value: Any, limit: int = MAX_BYTES) -> bytes:
     encoder = _Encoder(limit)
     try:
         # surrogatepass: a lone surrogate in a student's string is data, not an error
-        text = json.dumps(encoder.node(value, 0), ensure_ascii=False, separators=(",", ":"))
-        structure = text.encode("utf-8", "surrogatepass")
+        structure = JSON.encode(encoder.node(value, 0)).encode("utf-8", "surrogatepass")
     except RuntimeError as error:  # a dict that changes while it is read
         raise CodecError(f"the value cannot be read: {error}") from None
     if len(structure) > MAX_JSON_BYTES:
@@ -105,39 +107,30 @@ class _Encoder:
             raise CodecError(f"more than {MAX_ITEMS:,} items")
         if depth > MAX_DEPTH:
             raise CodecError(f"nested deeper than {MAX_DEPTH} levels")
-        if isinstance(value, np.generic):
-            value = value.item()
-        if value is None or isinstance(value, bool):
+        if type(value) not in EXACT:
+            value = _plain(value)
+        kind = type(value)
+        if value is None or kind is bool or kind is float:
             return value
-        # The unbound methods read the data itself, whatever a subclass makes of it.
-        if isinstance(value, int):
-            plain = int.__add__(value, 0)
-            return plain if plain.bit_length() <= MAX_INT_BITS else {"opaque": "very large int"}
-        if isinstance(value, float):
-            return float.__float__(value)
-        if isinstance(value, str):
+        if kind is int:
+            return value if value.bit_length() <= MAX_INT_BITS else {"opaque": "very large int"}
+        if kind is str:
             self.take(len(value))
-            return str.__str__(value)
-        if isinstance(value, bytes | bytearray):
+            return value
+        if kind is bytes:
             self.take(len(value))
-            self.payload.append(bytes(value))
+            self.payload.append(value)
             return {"bytes": len(value)}
-        if isinstance(value, np.ndarray):
-            value = _from_numpy(value)
-        if isinstance(value, Tensor):
+        if kind is list:
+            return self.nodes(value, depth + 1)
+        if kind is tuple:
+            return {"tuple": self.nodes([*value], depth + 1)}
+        if kind is Tensor:
             return self.tensor(value)
-        if isinstance(value, list):
-            return self.nodes([*list.__iter__(value)], depth + 1)
-        if isinstance(value, tuple):
-            return {"tuple": self.nodes([*tuple.__iter__(value)], depth + 1)}
-        if isinstance(value, dict):
-            pairs = dict.items(value)
-            return {"dict": [[self.key(k, depth), self.node(v, depth + 1)] for k, v in pairs]}
-        if dataclasses.is_dataclass(value) and not isinstance(value, type | Opaque):
-            fields = [getattr(value, f.name, None) for f in dataclasses.fields(value)]
-            return {"tuple": [self.node(v, depth + 1) for v in fields]}
-        name = value.type_name if isinstance(value, Opaque) else type(value).__name__
-        return {"opaque": str(name)[:100]}
+        if kind is Opaque:
+            return {"opaque": str(value.type_name)[:100]}
+        pairs = dict.items(value)
+        return {"dict": [[self.key(k, depth), self.node(v, depth + 1)] for k, v in pairs]}
 
     def nodes(self, values: list, depth: int) -> list:
         if len(values) > 1 and set(map(type, values)) <= {float, bool}:  # in a tenth of the time
@@ -147,6 +140,10 @@ class _Encoder:
         return [self.node(v, depth) for v in values]
 
     def key(self, key: Any, depth: int) -> Any:
+        if type(key) is str:
+            self.items += 1
+            self.take(len(key))
+            return key
         if isinstance(key, Tensor | np.ndarray | list | dict):  # hashable by identity at best
             return {"opaque": type(key).__name__}
         before = self.items
@@ -158,11 +155,11 @@ class _Encoder:
         return node
 
     def tensor(self, tensor: Tensor) -> dict:
-        dtype = str(tensor.dtype).removeprefix("torch.")
         if tensor.layout != torch.strided:
             return {"opaque": f"{str(tensor.layout).removeprefix('torch.')} tensor"}
-        if dtype not in DTYPES or tensor.is_quantized or tensor.is_nested:
-            return {"opaque": f"{dtype} tensor"}
+        dtype = NAMES.get(tensor.dtype)
+        if dtype is None or tensor.is_quantized or tensor.is_nested:
+            return {"opaque": f"{str(tensor.dtype).removeprefix('torch.')} tensor"}
         if tensor.is_meta:
             return {"opaque": "meta tensor"}
         self.take(tensor.numel() * tensor.element_size())  # before anything expanded is copied
@@ -221,6 +218,9 @@ class _Decoder:
         return [self.value(n, depth) for n in nodes]
 
     def key(self, node: Any, depth: int) -> Any:
+        if type(node) is str:
+            self.items += 1
+            return node
         before = self.items
         key = self.value(node, depth + 1)
         if not isinstance(key, str):
@@ -237,10 +237,7 @@ class _Decoder:
         data = bytearray(self.take(numel * kind.itemsize))  # own and aligned memory
         if kind == torch.bool:
             data = bytearray(data.translate(_TO_BOOL))
-        if numel:
-            flat = torch.frombuffer(data, dtype=torch.uint8).view(kind)
-        else:
-            flat = torch.empty(0, dtype=kind)
+        flat = torch.frombuffer(data, dtype=kind) if numel else torch.empty(0, dtype=kind)
         dense = flat.reshape(shape)
         if strides is None:
             return dense
@@ -299,9 +296,40 @@ def _lay_out(dense: Tensor, strides: list[int], span: int) -> Tensor:
     return storage.as_strided(dense.shape, strides)
 
 
+def _plain(value: Any) -> Any:
+    """The value as one of an exact type, or a subclass of dict.
+
+    The unbound methods read the data itself, whatever a subclass makes of it.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | dict):
+        return value
+    for kind, read in PLAINLY.items():
+        if isinstance(value, kind):
+            return read(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return tuple(getattr(value, field.name, None) for field in dataclasses.fields(value))
+    return Opaque(type(value).__name__)
+
+
 def _from_numpy(array: np.ndarray) -> Any:
     """The array as a tensor, or as it is where torch has no such dtype (objects, strings)."""
     try:
         return torch.from_numpy(np.array(array, order="K", copy=True))
     except (TypeError, ValueError):
         return Opaque(f"{array.dtype} ndarray")
+
+
+EXACT = {type(None), bool, int, float, str, bytes, list, tuple, dict, Tensor, Opaque}
+PLAINLY: dict[type, Callable[[Any], Any]] = {
+    int: lambda value: int.__add__(value, 0),
+    float: float.__float__,
+    str: str.__str__,
+    bytes: lambda value: bytes(value),
+    bytearray: lambda value: bytes(value),
+    np.ndarray: _from_numpy,
+    Tensor: lambda value: value.detach().as_subclass(Tensor),
+    list: lambda value: [*list.__iter__(value)],
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+}

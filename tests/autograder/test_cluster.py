@@ -300,6 +300,7 @@ def test_ctrl_c_leaves_nothing_running_on_the_cluster(warm, course, here):
     process = start(course, "--dask", warm.address, "--limit", "wall_per_cell=60")
     while not list(course.glob("verdicts/*/*")) and process.poll() is None:
         time.sleep(0.01)
+    assert process.poll() is None  # it waits for the slow one
     os.killpg(process.pid, signal.SIGINT)
     begun = time.monotonic()
     assert finish(process) == (130, "Interrupted; what was finished is kept.\n")

@@ -1,9 +1,11 @@
-"""Every chapter runs from top to bottom, and its prose states the numbers that it computes."""
+"""The prose of a chapter states the numbers that it computes.
+
+`make notebooks` runs every chapter from top to bottom for it, which takes too long for `make test`.
+"""
 
 import ast
 import math
 import re
-import shutil
 from collections.abc import Container, Iterator
 from pathlib import Path
 
@@ -128,17 +130,11 @@ def _tree(cell: NotebookNode) -> ast.Module:
     return ast.parse(re.sub(r"^[%!].*$", "", cell.source, flags=re.MULTILINE))
 
 
-@pytest.mark.parametrize(
-    "chapter",
-    [
-        pytest.param(chapter, id=chapter.slug, marks=pytest.mark.xdist_group(chapter.slug))
-        for chapter in chapters(ROOT)
-    ],
-)
-def test_a_chapter_runs_and_its_prose_states_what_it_computes(chapter, tmp_path):
-    shutil.copytree(chapter.source(ROOT).parent, chapter.source(tmp_path).parent)
-    execute(tmp_path, chapter)
-    done = nbformat.read(tmp_path / "build" / "executed" / f"{chapter.slug}.ipynb", 4)
+@pytest.mark.notebooks
+@pytest.mark.parametrize("chapter", chapters(ROOT), ids=lambda chapter: chapter.slug)
+def test_a_chapter_runs_and_its_prose_states_what_it_computes(chapter):
+    execute(ROOT, chapter)
+    done = nbformat.read(ROOT / "build" / "executed" / f"{chapter.slug}.ipynb", 4)
     assert unfounded(done, GIVEN.get(chapter.slug, ())) == []
 
 

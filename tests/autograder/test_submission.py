@@ -257,7 +257,9 @@ def test_a_source_that_is_no_text_costs_its_own_exercise(read, source):
 def test_an_endless_source_costs_its_own_exercise(read):
     notebook = solved()
     cell_of(notebook, "double-solution")["source"] = "#" * (MAX_SOURCE + 1)
-    assert read(notebook).missing == {"double": "its cell is longer than 1,000,000 characters"}
+    assert read(notebook).missing == {
+        "double": f"its cell is longer than {MAX_SOURCE:,} characters"
+    }
 
 
 def test_half_a_character_can_be_written_again(read):
