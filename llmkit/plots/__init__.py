@@ -84,3 +84,10 @@ from llmkit.plots.tokenization import (
     similarity,
     token_rows,
 )
+from llmkit.plots.transformer import (
+    depth_curves,
+    influence_maps,
+    parameter_shares,
+    residual_stream,
+    without_each_layer,
+)

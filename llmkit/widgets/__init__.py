@@ -12,3 +12,4 @@ from llmkit.widgets.norms import norm_knobs
 from llmkit.widgets.positions import turning_dials
 from llmkit.widgets.prompting import interval_sliders
 from llmkit.widgets.tokenization import merge_slider
+from llmkit.widgets.transformer import llama_knobs
