@@ -21,6 +21,7 @@ from llmkit.plots.feedforward import (
     neuron_maps,
     running_share,
 )
+from llmkit.plots.finetuning import learned_tokens, low_rank, packed_rows, tuning
 from llmkit.plots.losses import (
     coloured_tokens,
     distribution_bars,
