@@ -13,6 +13,7 @@ from llmkit.plots.attention import (
     soft_lookup,
     sorted_weights,
 )
+from llmkit.plots.decoding import acceptance, beam_tree, filtered_bars, overlap, token_bars
 from llmkit.plots.feedforward import (
     arrows_added,
     bends,

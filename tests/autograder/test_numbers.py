@@ -59,6 +59,7 @@ GIVEN = {
     "05-attention": dict.fromkeys(("6.7", "32.5", "65.2"), "LLaMA, 2023, Table 2"),
     "06-norms": dict.fromkeys(("0.25", "0.4167"), "the steps of a docstring's example"),
     "07-feedforward": {"524,288": "the steps of Shazeer, 2020"},
+    "10-decoding": {"40,000": "the draws of a check", "0.0001": SUPPOSED, "0.005": SUPPOSED},
     "12-finetuning": {"1,000": "LIMA, 2023"},
 }
 
