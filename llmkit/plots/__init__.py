@@ -14,6 +14,13 @@ from llmkit.plots.attention import (
     sorted_weights,
 )
 from llmkit.plots.decoding import acceptance, beam_tree, filtered_bars, overlap, token_bars
+from llmkit.plots.efficiency import (
+    divergence_by_bits,
+    predicted_and_measured,
+    roofline_chart,
+    rounding_errors,
+    snapped_to_steps,
+)
 from llmkit.plots.feedforward import (
     arrows_added,
     bends,

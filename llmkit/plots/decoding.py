@@ -32,10 +32,10 @@ def filtered_bars(names: Sequence[str], before: Tensor, after: Tensor) -> Figure
     ax.barh(rows - 0.2, after, 0.38, color=VERMILION, label="to draw from")
     for row, value in enumerate(after.tolist()):
         if value == 0:
-            ax.text(0.004, row - 0.2, "ruled out", va="center", fontsize=8, color=VERMILION)
+            ax.text(0, row - 0.2, " ruled out", va="center", fontsize=8, color=VERMILION)
     ax.set_yticks(rows, names, fontsize=9)
     ax.invert_yaxis()
-    ax.set(xlabel="probability", xlim=(0, 1))
+    ax.set(xlabel="probability", xlim=(0, 1.15 * max(before.max().item(), after.max().item())))
     ax.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
@@ -86,7 +86,7 @@ def overlap(names: Sequence[str], target: Tensor, draft: Tensor) -> Figure:
     ax.bar(rows, draft - shared, 0.6, shared, color=VERMILION, hatch="..", label="q − p: falls")
     ax.set_xticks(rows, names)
     ax.set_ylabel("probability")
-    ax.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 

@@ -5,6 +5,7 @@ A module for each chapter.
 
 from llmkit.widgets.attention import shared_heads_slider
 from llmkit.widgets.decoding import sampling_knobs
+from llmkit.widgets.efficiency import roofline_knobs
 from llmkit.widgets.feedforward import gate_knobs
 from llmkit.widgets.finetuning import adapter_knobs
 from llmkit.widgets.live import follow
