@@ -63,6 +63,13 @@ from llmkit.plots.positions import (
     score_matrices,
     turned_arrows,
 )
+from llmkit.plots.pretraining import (
+    by_length,
+    learning_curve,
+    learning_rates,
+    token_table,
+    waiting,
+)
 from llmkit.plots.prompting import (
     accuracy_curves,
     accuracy_intervals,

@@ -13,6 +13,7 @@ from llmkit.widgets.losses import loss_knobs
 from llmkit.widgets.ngrams import next_character_explorer
 from llmkit.widgets.norms import norm_knobs
 from llmkit.widgets.positions import turning_dials
+from llmkit.widgets.pretraining import live_picture, schedule_knobs
 from llmkit.widgets.prompting import interval_sliders
 from llmkit.widgets.tokenization import merge_slider
 from llmkit.widgets.transformer import llama_knobs
