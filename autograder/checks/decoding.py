@@ -1752,7 +1752,8 @@ def accept_probe(accept, target, draft, tokens):
 
 def accept_cases(rng: Generator) -> list[Case]:
     p, q = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.2, 0.2, 0.5, 0.1])
-    last = torch.tensor([0.55, 0.25, 0.15, 0.05]).roll(whole(rng, 1, 4))  # never like p
+    last = torch.tensor([0.55, 0.25, 0.15, 0.05]) + 0.05 * torch.rand(4, generator=rng)
+    last = (last / last.sum()).roll(whole(rng, 1, 4))  # never like p
     near = torch.tensor([0.45, 0.25, 0.2, 0.1])
     sure = F.one_hot(torch.tensor([2, 0, 1, 3]), 4).float()
     return [
