@@ -62,9 +62,10 @@ def learning_curve(
     ax.plot(range(1, len(losses) + 1), losses, color=BLUE, alpha=0.5, linewidth=1, label="training")
     if held_out:
         ax.plot(*zip(*held_out, strict=True), "o-", color=VERMILION, markersize=5, label="held out")
+    at, side = (1, "left") if logarithmic else (steps, "right")  # where the curve is not
     for name, level in levels.items():
         ax.axhline(level, color="0.4", linewidth=1, linestyle=":")
-        ax.text(steps, level, f" {name} ", ha="right", va="bottom", fontsize=9, color="0.3")
+        ax.text(at, level, f" {name} ", ha=side, va="bottom", fontsize=9, color="0.3")
     top = max([*levels.values(), *losses[:1]], default=1.0)
     ax.set(xlabel="step", ylabel="loss (nats per byte)", xlim=(0, steps), ylim=(0, 1.08 * top))
     if logarithmic:
