@@ -10,6 +10,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", type=int, default=0, help="random seeds more, to prove checks on")
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """The tests of a file run in one process and share its fixtures, unless they say otherwise."""
     if item.get_closest_marker("xdist_group") is None:

@@ -96,6 +96,8 @@ ATTENTION_WITHOUT_POSITIONS = Check(
     reference=reference.attention_without_positions,
     points=3,
     cases=bag_cases,
+    # scores in the hundreds carry rounding errors of 1e-4, and exp makes them relative ones
+    tolerance=(1e-3, 1e-3),
     misconceptions=[
         Misconception(
             "the scores are not divided by √D",

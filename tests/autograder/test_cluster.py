@@ -87,7 +87,9 @@ class Scheduler:
         self.until_only(len(self.workers))
 
     def until_only(self, n: int) -> None:
-        while len(self.client.nthreads()) != n:
+        deadline = time.monotonic() + 60
+        while len(found := self.client.nthreads()) != n:
+            assert time.monotonic() < deadline, f"{len(found)} workers, not {n}: {found}"
             time.sleep(0.05)
 
     def below(self) -> list[int]:
@@ -322,11 +324,12 @@ def test_a_worker_that_dies_costs_no_grade(warm, course, here):
 
     assert timeless(grade_on(warm.address, course, kill_one)) == here[0]
     assert scores(course) == here[1]
-    warm.workers.pop(0)
+    assert warm.workers.pop(0).poll() is not None
 
 
 def test_a_job_that_kills_workers_ends_the_run_with_a_sentence(warm):
     warm.addresses(warm.add())
+    there = len(warm.client.nthreads())
 
     def allow(failures: int, dask_scheduler=None) -> None:
         dask_scheduler.allowed_failures = failures
@@ -338,7 +341,7 @@ def test_a_job_that_kills_workers_ends_the_run_with_a_sentence(warm):
     ):
         executor.submit(os._exit, 1).result(timeout=60)
     warm.client.run_on_scheduler(allow, 3)
-    warm.until_only(1)
+    warm.until_only(there - 1)
     warm.workers = [worker for worker in warm.workers if worker.poll() is None]
 
 

@@ -1,4 +1,10 @@
-"""What must hold for every exercise of the course, proven for each one."""
+"""What must hold for every exercise of the course, proven for each one.
+
+`pytest tests/checks --seeds 100` draws the cases of a hundred more seeds, new ones each time: after
+a change of a check, look whether a correct solution fails on any of them.
+"""
+
+import secrets
 
 import pytest
 import torch
@@ -19,6 +25,12 @@ QUESTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Question)
 SEEDS = ("0", "1", "a secret seed")
 
 
+@pytest.fixture(scope="module")
+def seeds(pytestconfig: pytest.Config) -> list[str]:
+    more = range(pytestconfig.getoption("seeds"))
+    return [*SEEDS, *(secrets.token_hex(8) for _ in more)]
+
+
 def each(checks: dict[str, Exercise]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("exercise", checks.values(), ids=checks.keys())
 
@@ -32,9 +44,10 @@ def pairs(attribute: str) -> pytest.MarkDecorator:
 
 
 @each(CHECKS)
-def test_the_reference_passes(exercise: Check):
-    for seed in SEEDS:
-        assert judge(exercise, exercise.outcomes(exercise.reference, seed), seed).correct
+def test_the_reference_passes(exercise: Check, seeds: list[str]):
+    for seed in seeds:
+        verdict = judge(exercise, exercise.outcomes(exercise.reference, seed), seed)
+        assert verdict.correct, (seed, verdict)
 
 
 @each(CHECKS)
@@ -45,10 +58,10 @@ def test_a_check_has_four_misconceptions_and_three_variants(exercise: Check):
 
 
 @pairs("variants")
-def test_every_correct_style_passes(exercise: Check, index: int, other):
-    for seed in SEEDS:
+def test_every_correct_style_passes(exercise: Check, index: int, other, seeds: list[str]):
+    for seed in seeds:
         verdict = judge(exercise, exercise.outcomes(other, seed), seed)
-        assert verdict.correct, verdict
+        assert verdict.correct, (seed, verdict)
 
 
 @each(CHECKS)
@@ -63,12 +76,14 @@ def test_a_reference_leaves_its_arguments_as_they_are(exercise: Check):
 
 
 @pairs("misconceptions")
-def test_every_misconception_is_rejected_and_diagnosed(exercise: Check, index: int, other):
+def test_every_misconception_is_rejected_and_diagnosed(
+    exercise: Check, index: int, other, seeds: list[str]
+):
     """And as itself: so no two of an exercise behave alike."""
-    for seed in SEEDS:
+    for seed in seeds:
         verdict = judge(exercise, exercise.outcomes(other.wrong, seed), seed)
-        assert not verdict.correct
-        assert verdict.misconception == other.title
+        assert not verdict.correct, seed
+        assert verdict.misconception == other.title, seed
         assert verdict.hint == other.hint
         assert verdict.earned == 0
 

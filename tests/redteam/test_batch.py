@@ -86,17 +86,17 @@ def test_everybody_earns_what_is_theirs_among_all_attacks(everybody, tmp_path, s
     draw.shuffle(names)  # the order of grading is that of the names
     course = tmp_path / "course"
     write_class(ROOT, course, [])
-    expected = {}
+    expected = {}  # student -> exercise -> points
     for student in students:
-        expected[name := names.pop()] = student.points
+        expected[name := names.pop()] = student.expected
         submit(course, name, student.chapter).write_text(json.dumps(student.notebook))
     for data in FILES.values():
-        expected[name := names.pop()] = 0
+        expected[name := names.pop()] = {}
         submit(course, name, CHAPTER.slug).write_bytes(data)
     secret = tmp_path / "secret.ipynb"
     secret.write_text(json.dumps(everybody["honest"][0].notebook))
     for kind in LINKS:
-        expected[name := names.pop()] = 0
+        expected[name := names.pop()] = {}
         path = submit(course, name, CHAPTER.slug)
         match kind:
             case "symbolic link":
@@ -111,8 +111,16 @@ def test_everybody_earns_what_is_theirs_among_all_attacks(everybody, tmp_path, s
 
     graded = grade_class(course, limits=LIMITS)
 
-    assert {one.student: one.earned for one in graded} == expected
-    assert scores(course / "gradebook.db") == expected
+    differing = [
+        (one.student, one.chapter, one.seed, verdict)
+        for one in graded
+        for verdict in one.verdicts
+        if verdict.earned != expected[one.student].get(verdict.exercise, 0)
+    ]
+    assert not differing
+    points = {name: sum(by_exercise.values()) for name, by_exercise in expected.items()}
+    assert {one.student: one.earned for one in graded} == points
+    assert scores(course / "gradebook.db") == points
     assert (contents(course / "submitted"), family(os.getpid())) == before
     for one in graded:
         lost = [v for v in one.verdicts if not v.correct]
