@@ -1583,7 +1583,7 @@ def contrastive_cases(rng: Generator) -> list[Case]:
         candidates = torch.stack([context[0] * 2, -context.mean(0), context[4] + context[1]])
         return Case(torch.tensor([0.6, 0.3, 0.1]), candidates, context, 0.6)
 
-    many = [case(6, 7, 5, 0.5) for _ in range(24)]
+    many = [case(6, 7, 5, alpha) for alpha in (0.4, 0.6, 0.8) for _ in range(10)]
     for one in many:
         one.titled("six candidates, seven positions")
     return [

@@ -187,7 +187,7 @@ FORWARD_FLOPS = Check(
 
 def training_cases(rng: Generator) -> list[Case]:
     size, tokens = whole(rng, 10_000, 90_000), whole(rng, 100_000, 900_000)
-    layers, width, length = whole(rng, 3, 40), whole(rng, 50, 90), whole(rng, 100, 900)
+    layers, width, length = whole(rng, 4, 40), whole(rng, 50, 90), whole(rng, 100, 900)
     return [
         Case(10, 7).titled("10 weights, 7 tokens"),
         Case(size, tokens).titled("the rule of thumb"),
