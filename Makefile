@@ -25,5 +25,5 @@ bench: .venv/installed  # side by side with what a user would pick instead
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.11." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --without-pip .venv
-	$(PYTHON) -m pip --python .venv install -c constraints.txt $(shell grep ^torch== constraints.txt) -e '.[grader,cluster,test]'
+	$(PYTHON) -m pip --python .venv install -c constraints.txt $(shell grep ^torch== constraints.txt) -e '.[grader,cluster,bench,test]'
 	@touch $@

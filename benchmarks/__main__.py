@@ -1,27 +1,71 @@
-"""`python -m benchmarks [name …]`: run all benchmarks, or the named ones."""
+"""`python -m benchmarks [name …]`: run the benchmarks that fit in a quarter of an hour, or some.
 
+Prints each figure beside its peer and the machine's limit; build/benchmarks.json has them all.
+"""
+
+import argparse
 import importlib
+import json
 import os
 import platform
-import sys
+from importlib import metadata
+from pathlib import Path
 
 import torch
+from rich.console import Console
 
-BENCHMARKS = ("checks", "grading", "soak")
+from benchmarks.figure import number, table
+from llmkit.efficiency import measure_ceilings
+
+QUICK = ("decoding", "training", "tokenization", "checks", "grading", "gpu")
+LONG = ("soak",)  # only when asked for
+PEERS = ("torch", "transformers", "tokenizers", "xllamacpp", "nbgrader")
 
 
-def main(names: list[str]) -> None:
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        sys.exit(f"There is no benchmark {unknown[0]!r}; there are: {', '.join(BENCHMARKS)}.")
-    print(
-        f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
+def machine() -> dict[str, str | int | float]:
+    """What the figures hold for: versions, threads, and the measured limits of this machine."""
+    ceilings = measure_ceilings()
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "copy, GB/s": round(ceilings.copy_bandwidth / 1e9, 1),
+        "matrix-vector, GB/s": round(ceilings.matvec_bandwidth / 1e9, 1),
+        "matrix product, GFLOP/s": round(ceilings.matmul_flops / 1e9, 1),
+        "Python": platform.python_version(),
+        **{name: metadata.version(name) for name in PEERS},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join((*QUICK, *LONG)))
+    parser.add_argument(
+        "--notebooks", type=int, default=200, help="size of the class that is graded (200)"
     )
-    for name in names or BENCHMARKS:
-        print(f"\n== {name} ==")
-        importlib.import_module(f"benchmarks.{name}").main()
+    parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"))
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in (*QUICK, *LONG)]:
+        parser.error(f"there is no {unknown[0]!r}; there are: {', '.join((*QUICK, *LONG))}")
+
+    console, figures = Console(), []
+    facts = machine()
+    for name, value in facts.items():
+        console.print(f"{name:24} {value}", highlight=False)
+    for name in options.names or QUICK:
+        console.rule(name)
+        sized = {"notebooks": options.notebooks} if name == "grading" else {}
+        for figure in importlib.import_module(f"benchmarks.{name}").figures(**sized):
+            console.print(f"{figure.name}: {number(figure.ours)} {figure.unit}")
+            figures.append(figure)
+    console.print(table(figures))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    everything = {"machine": facts, "figures": [figure.as_json() for figure in figures]}
+    options.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+    console.print(f"written to {options.json}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

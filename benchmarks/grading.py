@@ -5,8 +5,8 @@ compute is what the same cells and calls take in one plain process that has torc
 it is subtracted from both, and what remains is the grader's. The floor beside it is what a process
 that imports torch takes, since every kernel of stock nbgrader has to.
 
-Both grade a small and a larger class. A large one is graded by us alone: stock nbgrader would take
-an hour and a half, at the rate of the larger class, with which it is compared.
+Both grade two small classes. A large one is graded by us alone: stock nbgrader would take an hour
+and a half for a thousand notebooks, at the rate of the larger class, with which it is compared.
 """
 
 import io
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
@@ -28,9 +29,10 @@ from autograder.check import Check
 from autograder.course import checks_of
 from autograder.demo.synthetic import Synthetic, make_class, write_class
 from autograder.practice import PRACTICE_SEED
+from benchmarks.figure import Figure
 
 HONEST = {"perfect", "style", "misconception", "blank", "unfinished", "crashing"}
-SMALL, LARGER, LARGE = 10, 180, 1000  # notebooks
+STOCK = (10, 26)  # notebooks that both grade
 ROOT = Path(__file__).parents[1]
 STOCK_CONFIG = """
 c = get_config()
@@ -148,9 +150,9 @@ def scores(folder: Path) -> dict[tuple[str, str, str], float | None]:
         return {row[:3]: row[3] for row in connection.execute(query)}
 
 
-def grade_ours(students: list[Synthetic], folder: Path) -> Cost:
+def grade_ours(students: list[Synthetic], folder: Path, *options: str) -> Cost:
     write_class(ROOT, folder, students)
-    return measure(["autograder", "grade", "-C", str(folder)], folder)
+    return measure(["autograder", "grade", "-C", str(folder), *options], folder)
 
 
 def grade_stock(students: list[Synthetic], folder: Path) -> Cost:
@@ -164,26 +166,24 @@ def grade_stock(students: list[Synthetic], folder: Path) -> Cost:
     return Cost(sum(run.cpu for run in runs), sum(run.wall for run in runs))
 
 
-def main() -> None:
-    classes = {size: honest_class(size) for size in (SMALL, LARGER, LARGE)}
-    chapters = sorted({student.chapter for student in classes[LARGE]})
-    print(f"honest notebooks of {', '.join(chapters)}; each run once, in turn")
+def figures(notebooks: int) -> Iterator[Figure]:
+    """Both at two sizes, ours alone with so many `notebooks`; prints what each took."""
+    sizes = (*STOCK, notebooks)
+    classes = {size: honest_class(size) for size in sizes}
     own = {size: own_compute(students) / size for size, students in classes.items()}
     with tempfile.TemporaryDirectory() as scratch:
         floor = measure(["timeit", "-n1", "-r1", "import torch"], Path(scratch))
         print(f"the floor, importing torch: {floor.cpu:.2f} CPU-s, {floor.wall:.2f} s")
-        ours = {
-            size: grade_ours(students, Path(scratch, f"ours-{size}"))
-            for size, students in classes.items()
-        }
-        stock = {
-            size: grade_stock(classes[size], Path(scratch, f"stock-{size}"))
-            for size in (SMALL, LARGER)
-        }
-        same = all(
-            scores(Path(scratch, f"ours-{size}")) == scores(Path(scratch, f"stock-{size}"))
-            for size in stock
-        )
+        folders = {size: Path(scratch, f"ours-{size}") for size in sizes}
+        ours = {size: grade_ours(classes[size], folders[size]) for size in sizes}
+        one_job = grade_ours(classes[notebooks], Path(scratch, "one-job"), "--jobs", "1")
+        stock, same = {}, True
+        for size in STOCK:
+            folder = Path(scratch, f"stock-{size}")
+            stock[size] = grade_stock(classes[size], folder)
+            same &= scores(folders[size]) == scores(folder)
+    if not same:
+        raise AssertionError("autograder grade and nbgrader autograde gave different scores")
 
     print(f"{'a notebook':>19} {'CPU-s':>9} {'of them own':>12} {'beyond own':>11} {'wall s':>8}")
     for name, costs in (("autograder grade", ours), ("nbgrader autograde", stock)):
@@ -192,17 +192,33 @@ def main() -> None:
                 f"{name:18} {size:5,}: {cost.cpu / size:8.3f} {own[size]:8.3f} "
                 f"{cost.cpu / size - own[size]:11.3f} {cost.wall / size:11.3f}"
             )
-    for size, mine in ours.items():
-        rival = min(size, LARGER)
-        theirs = stock[rival]
-        cpu = (theirs.cpu / rival - own[rival]) / (mine.cpu / size - own[size])
-        wall = (theirs.wall / rival) / (mine.wall / size)
-        print(
-            f"{size:,} of ours against stock's {rival}: {cpu:.1f} times fewer CPU-seconds beyond "
-            f"the students' own, {wall:.1f} times the throughput"
-        )
-    print(f"scores equal on all that both graded: {'yes' if same else 'NO'}")
-
-
-if __name__ == "__main__":
-    main()
+    most = max(STOCK)
+    mine, theirs = ours[notebooks], stock[most]
+    beyond = mine.cpu / notebooks - own[notebooks]
+    peer = f"nbgrader autograde, {most} of them"
+    yield Figure(
+        f"grading {notebooks:,} notebooks",
+        "notebooks/s",
+        notebooks / mine.wall,
+        peer,
+        most / theirs.wall,
+        40.0,
+    )
+    yield Figure(
+        "a notebook beyond the student's own",
+        "CPU-s",
+        beyond,
+        peer,
+        theirs.cpu / most - own[most],
+        20.0,
+    )
+    yield Figure("a notebook beyond the student's own", "CPU-s", beyond, goal=0.1)
+    yield Figure(
+        f"grading with {os.cpu_count()} jobs",
+        "notebooks/s",
+        notebooks / mine.wall,
+        "with one",
+        notebooks / one_job.wall,
+        ceiling=os.cpu_count() * notebooks / one_job.wall,
+        limit="cores",
+    )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from autograder.demo.synthetic import Synthetic, make_class, write_class
 from autograder.graded import Graded, load_class
+from benchmarks.figure import Figure
 from benchmarks.grading import HONEST, ROOT, busy, environment, honest_class, own_compute
 
 SIZES = (10, 100, 1000)
@@ -87,7 +88,7 @@ def wrong(students: list[Synthetic], folder: Path) -> tuple[int, int]:
     return lost, differ
 
 
-def main() -> None:
+def figures() -> Iterator[Figure]:
     print("submissions  per minute  CPU-s each  beyond own  writer MiB  judge MiB  lost  wrong")
     for size in SIZES:
         students = mixed(size)
@@ -102,7 +103,6 @@ def main() -> None:
             f"{run.cpu / size - own:10.3f}  {run.writer / 2**20:10.0f}  "
             f"{run.judge / 2**20:9.0f}  {lost:4}  {differ:5}"
         )
-
-
-if __name__ == "__main__":
-    main()
+        yield Figure(f"mixed submissions, {size:,}", "a minute", 60 * size / run.wall)
+        if lost or differ:
+            raise AssertionError(f"{lost} submissions lost, {differ} verdicts wrong")

@@ -57,7 +57,9 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, or int8: the fastest on a CPU.")
+    ] = "float32",
 ) -> None:
     """Stream a model's answer. Tokens per second go to stderr."""
     if model != "smollm2" and not Path(model).exists():
@@ -77,7 +79,8 @@ def generate(
     from llmkit.device import parse_device, parse_dtype
 
     place = _checked("--device", parse_device, device)
-    number_format = _checked("--dtype", parse_dtype, dtype)
+    quantized = dtype == "int8"
+    number_format = _checked("--dtype", parse_dtype, "float32" if quantized else dtype)
     filters = {
         "temperature": temperature,
         "top_p": top_p,
@@ -92,9 +95,12 @@ def generate(
 
     from llmkit.assets import AssetError
     from llmkit.checkpoints import load_checkpoint
+    from llmkit.quantization import quantize_model
 
     try:
         llama, tokenizer = load_checkpoint(model, place, number_format)
+        if quantized:
+            quantize_model(llama, compiled=True)
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages += [{"role": "user", "content": prompt}]
         text = prompt if raw else tokenizer.apply_chat_template(messages)

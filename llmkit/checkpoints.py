@@ -238,6 +238,8 @@ _GGUF_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
+}
+_GGUF_NAMES_IN_BLOCKS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -253,10 +255,11 @@ _GGUF_NAMES = {
 def _hf_name(name: str) -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; others as they are."""
     block, part = re.fullmatch(r"(?:blk\.(\d+)\.)?(.+)\.weight|.+", name).groups()
-    if part not in _GGUF_NAMES:
+    names = _GGUF_NAMES_IN_BLOCKS if block else _GGUF_NAMES
+    if part not in names:
         return name
     prefix = f"model.layers.{block}." if block else ""
-    return f"{prefix}{_GGUF_NAMES[part]}.weight"
+    return f"{prefix}{names[part]}.weight"
 
 
 def _gguf_config(metadata: dict[str, Any], tied: bool) -> LlamaConfig:

@@ -1,9 +1,13 @@
 """Tests run side by side, each in a process with one thread: see the Makefile."""
 
 import os
+import signal
 
 import pytest
 import torch
+
+# where the tests run in the background SIGINT is ignored, and what they start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

@@ -534,7 +534,7 @@ def model_probe(model_class, config, weights, ids, chunks=None):
     if chunks is None:
         y = model(ids)
         y.square().mean().backward()
-        return y, gradients(model), names
+        return y, gradients(model), names, sorted(model.state_dict())
     caches = caches_for(config, len(ids), ids.shape[1])
     with torch.no_grad():
         pieces = [model(piece.clone(), caches) for piece in ids.split(chunks, dim=1)]
@@ -555,6 +555,7 @@ def model_cases(rng: Generator) -> list[Case]:
         case(1, 4, "one layer", num_hidden_layers=1),
         case(2, 5, "heads of hidden_size / num_attention_heads", hidden_size=16, head_dim=4),
         case(2, 6, "three layers, base 100", num_hidden_layers=3, rope_theta=100.0),
+        case(1, 3, "a large eps", rms_norm_eps=0.5),
         case(2, 7, "through a cache, in pieces of 4, 1 and 2 tokens", [4, 1, 2]),
     ]
 
@@ -571,10 +572,10 @@ class Stack(nn.Module):
 
     def rope(self, length, cache):
         offset = cache[0].offset if cache else 0
-        positions = torch.arange(offset, offset + length)
-        return rope_tables(
-            positions, rope_frequencies(self.config.head_dim, self.config.rope_theta)
-        )
+        device = self.embed_tokens.weight.device
+        positions = torch.arange(offset, offset + length, device=device)
+        frequencies = rope_frequencies(self.config.head_dim, self.config.rope_theta)
+        return rope_tables(positions, frequencies.to(device))
 
     def forward(self, input_ids, cache=None):
         rope = self.rope(input_ids.shape[1], cache)
@@ -641,16 +642,30 @@ class StackReadsEmbeddings(Stack):
 class StackUsualBase(Stack):
     def rope(self, length, cache):
         offset = cache[0].offset if cache else 0
-        positions = torch.arange(offset, offset + length)
-        return rope_tables(positions, rope_frequencies(self.config.head_dim))
+        device = self.embed_tokens.weight.device
+        positions = torch.arange(offset, offset + length, device=device)
+        return rope_tables(positions, rope_frequencies(self.config.head_dim).to(device))
+
+
+class StackWithABuffer(Stack):
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("frequencies", rope_frequencies(config.head_dim, config.rope_theta))
+
+
+class StackOwnEps(Stack):
+    def __init__(self, config):
+        super().__init__(config)
+        self.norm = RMSNorm(config.hidden_size)
 
 
 class StackUsualWidth(Stack):
     def rope(self, length, cache):
         offset = cache[0].offset if cache else 0
-        positions = torch.arange(offset, offset + length)
+        device = self.embed_tokens.weight.device
+        positions = torch.arange(offset, offset + length, device=device)
         width = self.config.hidden_size // self.config.num_attention_heads
-        return rope_tables(positions, rope_frequencies(width, self.config.rope_theta))
+        return rope_tables(positions, rope_frequencies(width, self.config.rope_theta).to(device))
 
 
 class StackWithoutRope(Stack):
@@ -681,10 +696,10 @@ class StackByPairs(Stack):
     def forward(self, input_ids, cache=None):
         caches = cache or [None] * len(self.layers)
         start = 0 if cache is None else cache[-1].offset
-        positions = start + torch.arange(input_ids.shape[-1])
+        positions = start + torch.arange(input_ids.shape[-1]).to(input_ids)
         c = self.config
         x = F.embedding(input_ids, self.embed_tokens.weight)
-        tables = rope_tables(positions, rope_frequencies(c.head_dim, c.rope_theta))
+        tables = rope_tables(positions, rope_frequencies(c.head_dim, c.rope_theta).to(x))
         for layer, own in zip(self.layers, caches, strict=True):
             x = layer(x, rope=tables, cache=own)
         return self.norm(x)
@@ -781,6 +796,16 @@ LLAMA_MODEL = Check(
             StackWithoutCache,
             "Which argument of your forward is never used?",
         ),
+        Misconception(
+            "RoPE's frequencies are a buffer, and so stand in the state dict",
+            StackWithABuffer,
+            "Which names does a checkpoint's file hold? Is there one for RoPE?",
+        ),
+        Misconception(
+            "the last norm has an eps of its own",
+            StackOwnEps,
+            "Which of RMSNorm's two arguments comes from rms_norm_eps?",
+        ),
     ],
     variants=[StackByPairs, StackPositionForEachRow, StackRecursive],
 )
@@ -798,6 +823,8 @@ def tie_probe(tie, tied, embedding, head, ids):
     model.lm_head = nn.Linear(head.shape[1], head.shape[0], bias=False)
     model.lm_head.weight = nn.Parameter(head.clone())
     tie(model)
+    if not isinstance(model.lm_head, nn.Linear):
+        return f"the head is an nn.{type(model.lm_head).__name__}"
     logits = model.lm_head(model.model.embed_tokens(ids))
     logits.square().mean().backward()
     found = gradients(model), sum(p.numel() for p in model.parameters())
@@ -840,6 +867,11 @@ def tie_never(model):
 def tie_if_not(model):
     if not model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def tie_module(model):
+    if model.config.tie_word_embeddings:
+        model.lm_head = model.model.embed_tokens
 
 
 def tie_transposed(model):
@@ -906,6 +938,11 @@ TIE_EMBEDDINGS = Check(
             "the condition is the wrong way round",
             tie_if_not,
             "For which of the two values of tie_word_embeddings does your function act?",
+        ),
+        Misconception(
+            "the head is replaced by the embedding's module",
+            tie_module,
+            "A lookup takes ids, and gives rows. What does a head take, and what does it give?",
         ),
         Misconception(
             "the head gets the transpose",
@@ -1136,6 +1173,7 @@ def name_cases(rng: Generator) -> list[Case]:
     named = [f"blk.{layer + 1}.{part}.weight" for layer, part in zip(layers, PARTS, strict=False)]
     long = f"blk.{whole(rng, 100, 126)}.attn_output.weight"
     rest = ["token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"]
+    rest += [f"blk.{layers[0]}.attn_q.bias", "output_norm.bias", f"blk.{layers[1]}.output.weight"]
     return [Case(name).titled(name) for name in ("blk.0.attn_q.weight", *named, long, *rest)]
 
 
@@ -1155,9 +1193,13 @@ TABLE = {
 }
 
 
+OUTSIDE = ("token_embd", "output_norm", "output")  # of the layers
+
+
 def renamed(name, table, inside="model.layers.{}.", end=".weight", known_only=False):
     words = name.split(".")
-    if words[-2] not in table:
+    known = words[-2] in table and (words[-2] in OUTSIDE) == (words[0] != "blk")
+    if not known or words[-1] != "weight":
         return None if known_only else name
     prefix = inside.format(words[1]) if words[0] == "blk" else ""
     return prefix + table[words[-2]] + end
@@ -1196,6 +1238,21 @@ def name_by_replacing(name):
     return name
 
 
+def name_any_ending(name):
+    words = name.split(".")
+    if words[-1] == "bias":
+        return name_any_ending(".".join([*words[:-1], "weight"]))
+    return renamed(name, TABLE)
+
+
+def name_anywhere(name):
+    words = name.split(".")
+    if words[-1] != "weight" or words[-2] not in TABLE:
+        return name
+    start = f"model.layers.{words[1]}." if words[0] == "blk" else ""
+    return f"{start}{TABLE[words[-2]]}.weight"
+
+
 def name_counted_from_one(name):
     words = name.split(".")
     if words[0] == "blk":
@@ -1214,14 +1271,15 @@ def name_final_norm_in_front(name):
 def name_by_split(name):
     words = name.split(".")
     part = words[-2]
-    if part not in TABLE:
+    if part not in TABLE or words[-1] != "weight" or (part in OUTSIDE) == (len(words) == 4):
         return name
     start = ["model", "layers", words[1]] if len(words) == 4 else []
     return ".".join([*start, TABLE[part], "weight"])
 
 
 def name_by_pattern(name):
-    if found := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name):
+    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    if found and found[2] in list(TABLE)[3:]:
         return f"model.layers.{found[1]}.{TABLE[found[2]]}.weight"
     return {f"{old}.weight": f"{TABLE[old]}.weight" for old in list(TABLE)[:3]}.get(name, name)
 
@@ -1243,6 +1301,16 @@ HF_NAME = Check(
     points=3,
     cases=name_cases,
     misconceptions=[
+        Misconception(
+            "a bias is renamed to a weight",
+            name_any_ending,
+            "A file holds blk.0.attn_q.bias. Which tensor would take its place?",
+        ),
+        Misconception(
+            "a word of the table is replaced wherever it stands",
+            name_anywhere,
+            "blk.3.output.weight is not in the table. What does your function make of it?",
+        ),
         Misconception(
             "the number of a layer is taken for one digit",
             name_one_digit,
@@ -1315,12 +1383,16 @@ def load_probe(load, tied, tensors, assigned=False):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.5)
+    given = dict(tensors)
     try:
-        load(model, dict(tensors))
-    except ValueError:
-        answer = "refused with a ValueError"
+        load(model, given)
+    except ValueError as error:
+        named = any(name in str(error) for name in (*tensors, *model.state_dict()))
+        answer = "refused with a ValueError" + ("" if named else " that names no tensor")
     else:
         answer = "loaded"
+    if given.keys() != tensors.keys():
+        answer += ", and the dict of tensors has changed"
     held = {name: value.clone() for name, value in model.state_dict().items()}
     return answer, held, model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -1364,6 +1436,19 @@ def load_checkpoint(model, tensors):
         wanted[name].copy_(tensor)
 
 
+def load_names_nothing(model, tensors):
+    try:
+        load_checkpoint(model, tensors)
+    except ValueError:
+        raise ValueError("the file does not fit the model") from None
+
+
+def load_pops(model, tensors):
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    load_checkpoint(model, tensors)
+
+
 def load_tolerates_missing(model, tensors):
     wanted = dict(model.state_dict())
     if model.config.tie_word_embeddings:
@@ -1385,7 +1470,7 @@ def load_broadcasts(model, tensors):
         del wanted["lm_head.weight"]
         tensors = {name: t for name, t in tensors.items() if name != "lm_head.weight"}
     if wanted.keys() != tensors.keys():
-        raise ValueError("the names do not match")
+        raise ValueError(f"the names do not match: {sorted(wanted.keys() ^ tensors.keys())}")
     try:
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
@@ -1462,7 +1547,7 @@ def load_by_assigning(model, tensors):
         own.pop("lm_head.weight")
         given.pop("lm_head.weight", None)
     if own != given:
-        raise ValueError("names or shapes differ")
+        raise ValueError(f"these do not fit: {sorted(n for n, _ in own.items() ^ given.items())}")
     kept = {name: tensors[name] for name in given}
     model.load_state_dict(kept, strict=False, assign=True)
     if tied:
@@ -1531,6 +1616,16 @@ LOAD_CHECKPOINT = Check(
             "If two names mean one matrix, which of the file's two tensors should it hold?",
         ),
         Misconception(
+            "the message does not name the tensor",
+            load_names_nothing,
+            "Somebody has a file of 272 tensors, and one of them is wrong. What helps them?",
+        ),
+        Misconception(
+            "the head is taken out of the dict that was given",
+            load_pops,
+            "Whose dict is it? What does your caller find in it afterwards?",
+        ),
+        Misconception(
             "a head is asked for even where it is tied",
             load_wants_a_head,
             "Which tensor does SmolLM2's file not have, and does the model need it?",
@@ -1572,6 +1667,10 @@ def causal_probe(is_causal, kind, x, other, tolerance=1e-5):
                 z = before.clone()
                 z[:, 0] += y[:, 1]
                 return z
+            case "second sees third":
+                z = before.clone()
+                z[:, 1] += y[:, 2]
+                return z
             case "last but one sees last":
                 z = before.clone()
                 z[:, -2] += y[:, -1]
@@ -1582,6 +1681,10 @@ def causal_probe(is_causal, kind, x, other, tolerance=1e-5):
                 return z
             case "a little of all":
                 return before + 1e-4 * y.mean(1, keepdim=True)
+            case "a leak into one number":
+                z = before.clone()
+                z[0, 0, 0] += 2e-5 * (y[0, 1, 0].sign() + 2)
+                return z
             case "never more than the next one's distance":
                 z = before.clone()
                 z[:, :-1] -= y[:, 1:].abs().sum(-1, keepdim=True)
@@ -1598,17 +1701,21 @@ def causal_cases(rng: Generator) -> list[Case]:
         return Case(kind, x, other, *tolerance).titled(kind)
 
     ids = ids_of(rng, 2, 6)
+    x = normal(rng, 2, 5, 3)
+    one_number = Case("a leak into one number", x, -x).titled("a leak into one number")
     return [
         vectors("running sum"),
         vectors("mean of all"),
         vectors("sum of the earlier ones"),
         vectors("its first token, everywhere"),
         vectors("first sees second"),
+        vectors("second sees third"),
         vectors("last but one sees last"),
         vectors("first shows second, the others nothing"),
         vectors("never more than the next one's distance", louder=9.0),
         vectors("a little of all", 1e-2).titled("a leak below the tolerance"),
         vectors("a little of all", 1e-7).titled("a leak above the tolerance"),
+        one_number,
         Case("running sum", ids, (ids + 1) % 11).titled("token ids"),
         Case("mean of all", ids, (ids + 3) % 11).titled("token ids, a mean of all"),
     ]
@@ -1623,6 +1730,24 @@ def causal_last_only(model, x, other, tolerance=1e-5):
 def causal_first_only(model, x, other, tolerance=1e-5):
     changed = model(torch.cat([x[:, :1], other[:, 1:]], 1))
     return bool((changed[:, :1] - model(x)[:, :1]).abs().max() <= tolerance)
+
+
+def causal_never_the_last(model, x, other, tolerance=1e-5):
+    outputs = model(x)
+    for t in range(1, x.shape[1] - 1):
+        changed = model(torch.cat([x[:, :t], other[:, t:]], 1))
+        if (changed[:, :t] - outputs[:, :t]).abs().max() > tolerance:
+            return False
+    return True
+
+
+def causal_of_means(model, x, other, tolerance=1e-5):
+    outputs = model(x)
+    for t in range(1, x.shape[1]):
+        changed = model(torch.cat([x[:, :t], other[:, t:]], 1))
+        if (changed[:, :t] - outputs[:, :t]).abs().mean() > tolerance:
+            return False
+    return True
 
 
 def causal_through_t(model, x, other, tolerance=1e-5):
@@ -1723,6 +1848,16 @@ IS_CAUSAL = Check(
             "only the last token is ever changed",
             causal_last_only,
             "A model in which the first token sees the second, and no more: would you notice?",
+        ),
+        Misconception(
+            "the last position is never changed",
+            causal_never_the_last,
+            "Which is the largest t that range(1, n) gives? Which t do you need at last?",
+        ),
+        Misconception(
+            "the mean of the differences is compared, not the largest",
+            causal_of_means,
+            "One number of a thousand leaks. How much of that is left in the mean?",
         ),
         Misconception(
             "only the first position is ever watched",

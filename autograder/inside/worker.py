@@ -58,6 +58,7 @@ def warm_up(shell: InteractiveShell) -> None:
         torch.softmax(x @ x.T, -1).sum().item()
         repr(x)  # the first tensor that is printed takes longest
     decode(encode((torch.ones(2), "", {})))
+    torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports PyTorch's compiler: seconds
     shell.reset(new_session=True)
 
 

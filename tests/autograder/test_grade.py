@@ -20,6 +20,7 @@ from autograder.graded import Graded, load_class, record_path
 from autograder.sandbox import Limits
 
 ROOT = Path(__file__).parents[2]
+CHAPTER = chapters(ROOT)[0]
 LIMITS = Limits(wall_per_cell=3.0)
 KINDS = {"perfect", "style", "blank", "unfinished", "crashing"}
 
@@ -187,7 +188,7 @@ def test_the_record_survives_a_round_trip(course, graded):
         assert Graded.load(record_path(course, one.student, one.chapter)) == one
 
 
-@pytest.mark.parametrize("chapter", chapters(ROOT), ids=lambda c: c.slug)
+@pytest.mark.parametrize("chapter", (CHAPTER, chapters(ROOT)[-1]), ids=lambda c: c.slug)
 def test_a_student_can_check_a_notebook_without_a_gradebook(chapter, course, tmp_path):
     build = course / "solutions" / chapter.slug / f"{chapter.slug}.ipynb"
     assert (full := check_notebook(build)).earned == full.points > 0
@@ -213,17 +214,15 @@ def test_nbgrader_gives_the_same_scores_and_its_feedback_shows_the_message(
     target.mkdir()
     shutil.copy(course / "nbgrader_config.py", target)
     shutil.copytree(course / "solutions", target / "solutions")
-    both_ends = {chapters(ROOT)[0].slug, chapters(ROOT)[-1].slug}  # nbgrader starts slowly
     kinds = ("perfect", "blank", "misconception", "hostile")
-    chosen = [s for s in students if s.kind in kinds and s.chapter in both_ends]
+    chosen = [s for s in students if s.kind in kinds and s.chapter == CHAPTER.slug]
+    assert {s.kind for s in chosen} == {*kinds}
     for student in chosen:
         shutil.copytree(
             course / "submitted" / student.student, target / "submitted" / student.student
         )
-    for chapter in both_ends:
-        nbgrader(target, "generate_assignment", chapter)
-        nbgrader(target, "autograde", chapter)
-        nbgrader(target, "generate_feedback", chapter)
+    for command in ("generate_assignment", "autograde", "generate_feedback"):
+        nbgrader(target, command, CHAPTER.slug)
     ours = scores(course / "gradebook.db")
     theirs = scores(target / "gradebook.db")
     assert theirs.keys() == {key for key in ours if key[0] in {s.student for s in chosen}}

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmkit.__main__ import app
+from llmkit.quantization import Int8Linear
 from tests.llmkit.test_checkpoints import hf_directory, oracle
 from tests.llmkit.test_tokenization import TEMPLATE
 
@@ -108,6 +109,16 @@ def test_seeds_reproduce(checkpoint):
 
     hot = ["--temperature", "2", "--top-k", "200", "--top-p", "0.99"]
     assert answer(*hot, "--seed", "1") == answer(*hot, "--seed", "1") != answer(*hot, "--seed", "2")
+
+
+def test_int8_runs_the_quantized_model(checkpoint, monkeypatch):
+    ran = []
+    forward = Int8Linear.forward
+    monkeypatch.setattr(Int8Linear, "forward", lambda *args: ran.append(1) or forward(*args))
+    options = ["--model", checkpoint, "--max-tokens", "3", "--device", "cpu", "--dtype", "int8"]
+    done = CliRunner().invoke(app, ["generate", "hello", *options])
+    assert done.exit_code == 0, done.output
+    assert ran
 
 
 def test_strategies_and_stop_strings(checkpoint):
