@@ -55,6 +55,8 @@ def render_cases(rng: Generator) -> list[Case]:
             "no system prompt, and spaces at the ends"
         ),
         Case([said("user", g), said("user", d)], False).titled("two messages of one person"),
+        Case([said("user", a), said("system", e)], False).titled("a system message comes later"),
+        Case([said("user", c)], True, "").titled("an empty system prompt"),
         Case([], True).titled("no message yet"),
     ]
 
@@ -86,6 +88,25 @@ def render_no_system(messages, add_generation_prompt=True, system=SYSTEM):
 
 def render_two_systems(messages, add_generation_prompt=True, system=SYSTEM):
     if messages and system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
+    text = ""
+    for m in messages:
+        text += f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n"
+    return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+
+
+def render_unless_empty(messages, add_generation_prompt=True, system=SYSTEM):
+    if messages and messages[0]["role"] != "system" and system:
+        messages = [{"role": "system", "content": system}, *messages]
+    text = ""
+    for m in messages:
+        text += f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n"
+    return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+
+
+def render_system_anywhere(messages, add_generation_prompt=True, system=SYSTEM):
+    told = any(m["role"] == "system" for m in messages)
+    if messages and not told and system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     text = ""
     for m in messages:
@@ -215,6 +236,16 @@ RENDER_CHAT = Check(
             "If the first message is the system's already, how many of them should there be?",
         ),
         Misconception(
+            "an empty system prompt counts as none",
+            render_unless_empty,
+            "None means: put none in. Is an empty text None?",
+        ),
+        Misconception(
+            "a system message that comes later counts as the first",
+            render_system_anywhere,
+            "At which message does the text tell you to look?",
+        ),
+        Misconception(
             "the head of an answer is always added",
             render_always_opens,
             "What should come last when add_generation_prompt is False?",
@@ -284,7 +315,9 @@ def labels_cases(rng: Generator) -> list[Case]:
         case([*ask, 8, *text(1), 2, *head, 8, *text(2), 1, 7, 2], head, [2]).titled(
             "parts of a header within an answer and a question"
         ),
+        case([*first[:-1], *head, 41, 2], head, [2]).titled("a whole header within an answer"),
         case([*ask, *text(4), 2, 1], head, [2]).titled("a question without an answer: ValueError"),
+        case([*ask, *text(2), 2, *head], head, [2]).titled("cut off behind the header: ValueError"),
     ]
 
 
@@ -385,6 +418,28 @@ def labels_one_too_far(input_ids, header, stop_ids):
     learned = answered_places(ids, header, stop_ids)
     far = [yes or (i > 0 and learned[i - 1]) for i, yes in enumerate(learned)]
     return labels_of(ids, far)
+
+
+def labels_begun_anew(input_ids, header, stop_ids):
+    ids, header = input_ids.tolist(), list(header)
+    inside, learned = False, []
+    for i, token in enumerate(ids):
+        learned.append(inside)
+        if ids[max(0, i + 1 - len(header)) : i + 1] == header:
+            learned[i + 1 - len(header) :] = [False] * len(header)
+            inside = True
+        elif token in stop_ids:
+            inside = False
+    return labels_of(ids, learned)
+
+
+def labels_if_there_is_a_header(input_ids, header, stop_ids):
+    ids, header = input_ids.tolist(), list(header)
+    if not any(ids[i : i + len(header)] == header for i in range(len(ids))):
+        raise ValueError("there is no answer")
+    learned = answered_places(ids, header, stop_ids)
+    after = zip(ids[1:], learned[1:], strict=True)
+    return torch.tensor([token if yes else -100 for token, yes in after] + [-100])
 
 
 def labels_with_zeros(input_ids, header, stop_ids):
@@ -512,9 +567,19 @@ SFT_LABELS = Check(
             "Should the model learn to write the user's second question?",
         ),
         Misconception(
+            "a header within an answer begins a new one",
+            labels_begun_anew,
+            "May somebody quote a header in an answer? What does the text say of it?",
+        ),
+        Misconception(
+            "a header with nothing behind it counts as an answer",
+            labels_if_there_is_a_header,
+            "A conversation is cut off right behind the header. How many tokens are learned?",
+        ),
+        Misconception(
             "an answer's first token is not learned",
             labels_one_late,
-            "Which position predicts the first token of the answer? What stands there?",
+            "Which position predicts the answer's first token? Or does your header end one too late?",
         ),
         Misconception(
             "the token behind the stop is learned too",
@@ -763,6 +828,7 @@ def pack_cases(rng: Generator) -> list[Case]:
     return [
         Case(examples(3, 3, 2, 4), 8).titled("two rows"),
         Case(examples(5, 4, 3, 1, 2, 6), 7, 9).titled("a gap in an earlier row, and pad_id 9"),
+        Case(examples(5, 8, 2), 10).titled("two rows have room: the first, not the fullest"),
         Case(examples(4), 4).titled("one example as long as a row"),
         Case(examples(1, 6, 2, 5, 3, 4), 9).titled("in the order given"),
         Case(examples(3, 6, 2), 5).titled("an example longer than a row: ValueError"),
@@ -873,6 +939,19 @@ def pack_longest_first(examples, length, pad_id=0):
     check_lengths(examples, length)
     ordered = sorted(examples, key=lambda one: -len(one[0]))
     return packed(first_fit(ordered, length), length, pad_id)
+
+
+def pack_fullest_row(examples, length, pad_id=0):
+    check_lengths(examples, length)
+    rows = []
+    for ids, labels in examples:
+        fitting = [row for row in rows if used(row) + len(ids) <= length]
+        if not fitting:
+            rows.append(fitting := [])
+            fitting = [rows[-1]]
+        best = max(fitting, key=used)
+        best.append((ids, labels, len(best) + 1))
+    return packed(rows, length, pad_id)
 
 
 def pack_never_full(examples, length, pad_id=0):
@@ -1003,6 +1082,11 @@ PACK = Check(
             "Should the model learn to write padding? Which label is passed over?",
         ),
         Misconception(
+            "an example goes into the fullest row that has room, not into the first",
+            pack_fullest_row,
+            "Two rows have room. Which of them does the text name?",
+        ),
+        Misconception(
             "the longest examples go first",
             pack_longest_first,
             "It may save a row. But in which order are the examples to be placed?",
@@ -1067,7 +1151,8 @@ def adapter_probe(layer_class, weight, bias, x, r, alpha, lora_A, lora_B):
     y.square().mean().backward()
     gradients = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
     return {
-        "at the start": start,
+        "the base, under its name": getattr(layer, "base_layer", None) is base,
+        "starts as the base": torch.allclose(start, F.linear(x, weight, bias), 1e-4, 1e-5),
         "learned": learned,
         "is zero": {name: zero[name] for name in ("lora_A.weight", "lora_B.weight")},
         "output": y.detach(),
@@ -1120,6 +1205,16 @@ class AdapterBothRandom(Adapter):
     def __init__(self, base, r=8, alpha=16.0):
         super().__init__(base, r, alpha)
         self.lora_B.reset_parameters()
+
+
+class AdapterBaseElsewhere(Adapter):
+    def __init__(self, base, r=8, alpha=16.0):
+        super().__init__(base, r, alpha)
+        del self.base_layer
+        self.base = base
+
+    def forward(self, x):
+        return self.base(x) + self.scale * self.lora_B(self.lora_A(x))
 
 
 class AdapterOtherWayRound(Adapter):
@@ -1256,6 +1351,11 @@ LORA_LINEAR = Check(
             "What does the model answer before the first step of training?",
         ),
         Misconception(
+            "the old layer is not kept as base_layer",
+            AdapterBaseElsewhere,
+            "Under which three names does the text keep the parts of the layer?",
+        ),
+        Misconception(
             "A is 0 and B is random",
             AdapterOtherWayRound,
             "It starts as the base and could learn. But which of the two does the text set to 0?",
@@ -1268,7 +1368,7 @@ LORA_LINEAR = Check(
         Misconception(
             "the update is scaled by α, not by α/r",
             AdapterScaledByAlpha,
-            "B A is a sum of r terms. What keeps it the same size when r is doubled?",
+            "By what does the text divide, so that a larger r does not make a larger update?",
         ),
         Misconception(
             "the update is scaled by r/α",
@@ -1468,6 +1568,7 @@ def trainable_cases(rng: Generator) -> list[Case]:
             found |= {
                 f"{at}self_attn.q_proj.weight": (width, width),
                 f"{at}self_attn.q_proj.bias": (width,),
+                f"{at}self_attn.q_proj.norm.weight": (narrow,),
                 f"{at}self_attn.k_proj.weight": (narrow, width),
                 f"{at}mlp.up_proj.weight": (hidden, width),
                 f"{at}mlp.gate_up_proj.weight": (2 * hidden, width),
@@ -1530,6 +1631,15 @@ def count_square_rank(shapes, targets, r):
 
 def count_every_matrix(shapes, targets, r):
     return sum(r * sum(shape) for shape in shapes.values() if len(shape) == 2)
+
+
+def count_any_part(shapes, targets, r):
+    total = 0
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        if parts[-1] == "weight" and any(target in parts for target in targets):
+            total += r * sum(shape)
+    return total
 
 
 def count_similar_names(shapes, targets, r):
@@ -1627,6 +1737,11 @@ TRAINABLE_PARAMETERS = Check(
             "every matrix is counted, whether it is a target or not",
             count_every_matrix,
             "What does your function do with `targets`?",
+        ),
+        Misconception(
+            "a module inside a target is counted as well",
+            count_any_part,
+            "self_attn.q_proj.norm.weight: which module does this weight belong to?",
         ),
         Misconception(
             "names that only contain a target are counted",
@@ -2002,7 +2117,7 @@ TRAINING_BYTES = Question(
         Misconception(
             "the weights are counted as well",
             16 * 921_600,
-            "The question asks for what training adds. Were the weights there before?",
+            "The adapters' weights are taken as given. What does a step of training add to them?",
         ),
         Misconception(
             "numbers are counted, not bytes",

@@ -26,7 +26,7 @@ def adapter_knobs(
         number = count(choices[layers.value], rank.value)
         said = (
             f"{number:,} numbers learn, {number / whole:.2%} of the model's; "
-            f"with gradients and AdamW's two moments {16 * number / 1e6:,.1f} MB, "
+            f"weights, gradients and AdamW's two moments: {16 * number / 1e6:,.1f} MB, "
             f"where all of the model would take {16 * whole / 1e6:,.0f} MB"
         )
         figure = plots.low_rank(*shape, rank.value)
