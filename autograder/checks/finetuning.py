@@ -579,7 +579,7 @@ SFT_LABELS = Check(
         Misconception(
             "an answer's first token is not learned",
             labels_one_late,
-            "Which position predicts the answer's first token? Or does the header end one too late?",
+            "Which position predicts the answer's first token? Does the header end one too late?",
         ),
         Misconception(
             "the token behind the stop is learned too",
