@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 from benchmarks import gpu, training
 from benchmarks.__main__ import main
 from benchmarks.figure import Figure, in_turn, table
+from llmkit.efficiency import measure_ceilings
 from llmkit.transformer import preset
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,7 @@ def test_figures_reach_the_table_and_the_file(tmp_path, monkeypatch, capsys):
 def test_the_benchmarks_of_a_gpu_run_at_a_tiny_shape(monkeypatch):
     for name, value in {"PROMPT": 4, "NEW": 5, "PREFILL": 8, "BATCH": 2, "LENGTH": 8}.items():
         monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "measure_ceilings", partial(measure_ceilings, megabytes=1, size=64))
     config, cpu = preset("tiny"), torch.device("cpu")
     made = [*gpu.decoding_figures("tiny", config, cpu), gpu.training_figure("tiny", config, cpu)]
     assert [figure.name.partition(": ")[2].split()[0] for figure in made] == [

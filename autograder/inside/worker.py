@@ -59,6 +59,7 @@ def warm_up(shell: InteractiveShell) -> None:
         repr(x)  # the first tensor that is printed takes longest
     decode(encode((torch.ones(2), "", {})))
     torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports PyTorch's compiler: seconds
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # which leaves this behind
     shell.reset(new_session=True)
 
 

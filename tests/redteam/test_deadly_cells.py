@@ -8,7 +8,7 @@ import pytest
 from autograder.sandbox import WorkerDied
 
 LATE = r"^ran longer than 1.5 s$"
-MEMORY = r"^used more than 0.5 GiB of memory$"
+MEMORY = r"^used more than 0.625 GiB of memory$"
 CROWD = r"^started more than 32 processes and threads$"
 
 DEADLY = {

@@ -113,7 +113,7 @@ def test_keys_whose_hashes_collide_cost_no_time(sandbox):
     started = time.monotonic()
     with pytest.raises(codec.CodecError, match="keys"):
         codec.decode(len(text).to_bytes(4, "big") + text)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20  # each with each: minutes
 
 
 # ---- the watcher in the parent -------------------------------------------------------------------
