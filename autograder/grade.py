@@ -328,6 +328,7 @@ def _workforce(
         return
     sandbox = _sandboxes[limits] = Sandbox(limits)
     sandbox.start()
+    torch.optim.SGD([torch.zeros(1)])  # imports PyTorch's compiler, once for all judges
     try:
         # Forked at the first job, from a process that has everything imported and no thread yet;
         # by then the sandbox is ready, and all share it.

@@ -1,5 +1,6 @@
 """Chapter 08: a whole Llama, its weights, and the encoder that reads both ways."""
 
+import functools
 import re
 from types import SimpleNamespace
 
@@ -46,14 +47,18 @@ def llama_config(**sizes) -> dict:
     } | sizes
 
 
+@functools.cache
+def shapes_of(module_class, sizes: tuple) -> dict[str, torch.Size]:
+    """Names and shapes of a module's state; found once, since that takes longer than a check."""
+    with torch.device("meta"):
+        module = module_class(SimpleNamespace(**dict(sizes)))
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
 def drawn_weights(rng: Generator, module_class, config: dict) -> dict[str, Tensor]:
     """Random weights for each name of the reference's state dict."""
-    with torch.device("meta"):
-        shapes = {
-            k: v.shape for k, v in module_class(SimpleNamespace(**config)).state_dict().items()
-        }
     weights = {}
-    for name, shape in shapes.items():
+    for name, shape in shapes_of(module_class, tuple(config.items())).items():
         drawn = normal(rng, *shape)
         if len(shape) == 1:
             weights[name] = 1 + 0.3 * drawn
