@@ -471,6 +471,8 @@ def top_p_cases(rng: Generator) -> list[Case]:
         Case(example, 0.05).titled("a p smaller than the largest probability"),
         Case(tie, 0.4).titled("equally likely tokens at the edge"),
         Case(flat, 1.0).titled("p = 1"),
+        Case(6 * normal(rng, 2, 10_000), 1.0).titled("p = 1, two rows of 10,000 tokens"),
+        Case(torch.zeros(4), 0.5).titled("two of four equal tokens are exactly p = 0.5"),
         Case(flat, 0.6).titled("nearly flat"),
         Case(example, 0.0).titled("p = 0: ValueError"),
     ]
@@ -481,13 +483,15 @@ def top_p_checked(p):
         raise ValueError("p is out of range")
 
 
-def nucleus(logits, p, crossing=True, at_least=1, descending=True, scale=1.0):
+def nucleus(logits, p, crossing=True, at_least=1, descending=True, scale=1.0, all_at_one=True):
     """Every filter below is this one with one step changed."""
     order = (logits if descending else -logits).sort(dim=-1, descending=True, stable=True).indices
     ordered = scale * logits.softmax(-1).gather(-1, order)
     total = ordered.cumsum(-1)
     keep = (total - ordered < p) if crossing else (total <= p)
     keep[..., :at_least] = True
+    if p == 1 and all_at_one:
+        keep[:] = True
     kept = torch.zeros_like(keep).scatter(-1, order, keep)
     return torch.where(kept, logits, -math.inf)
 
@@ -511,13 +515,27 @@ def top_p_not_put_back(logits, p):
     top_p_checked(p)
     ordered = logits.sort(dim=-1, descending=True, stable=True).values
     chances = ordered.softmax(-1)
-    return torch.where(chances.cumsum(-1) - chances < p, ordered, -math.inf)
+    return torch.where((chances.cumsum(-1) - chances < p) | (p == 1), ordered, -math.inf)
 
 
 def top_p_unsorted(logits, p):
     top_p_checked(p)
     chances = logits.softmax(-1)
-    return torch.where(chances.cumsum(-1) - chances < p, logits, -math.inf)
+    return torch.where((chances.cumsum(-1) - chances < p) | (p == 1), logits, -math.inf)
+
+
+def top_p_drops_at_one(logits, p):
+    top_p_checked(p)
+    return nucleus(logits, p, all_at_one=False)
+
+
+def top_p_past_exactly(logits, p):
+    top_p_checked(p)
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    ordered = logits.softmax(-1).gather(-1, order)
+    keep = (ordered.cumsum(-1) - ordered <= p) | (p == 1)
+    kept = torch.zeros_like(keep).scatter(-1, order, keep)
+    return torch.where(kept, logits, -math.inf)
 
 
 def top_p_by_threshold(logits, p):
@@ -553,7 +571,7 @@ def top_p_order_of_places(logits, p):
     top_p_checked(p)
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     ordered = logits.softmax(-1).gather(-1, order)
-    keep = ordered.cumsum(-1) - ordered < p
+    keep = (ordered.cumsum(-1) - ordered < p) | (p == 1)
     return torch.where(keep.gather(-1, order), logits, -math.inf)
 
 
@@ -607,12 +625,22 @@ TOP_P_FILTER = Check(
         Misconception(
             "the token that crosses p is dropped",
             top_p_not_crossing,
-            "The set must have a mass of AT LEAST p. Has yours?",
+            "Add up what you keep. Is it at least p?",
         ),
         Misconception(
-            "nothing may be left",
+            "with p = 1 tokens are dropped",
+            top_p_drops_at_one,
+            "A float32 sum of thousands of numbers: does it reach 1 only at the last of them?",
+        ),
+        Misconception(
+            "one token too many where the sum is exactly p",
+            top_p_past_exactly,
+            "Four equal tokens and p = 0.5: how many make up at least p?",
+        ),
+        Misconception(
+            "the token that crosses p is dropped, even if nothing is left then",
             top_p_may_be_empty,
-            "The likeliest token alone has more than p. What is the smallest set with that mass?",
+            "Add up what you keep. Is it at least p? And if the first token has more than p?",
         ),
         Misconception(
             "the unlikely tokens come first",
@@ -995,15 +1023,17 @@ def generate_probe(write, seed, input_ids, max_tokens, stop_ids):
 
     model.register_forward_pre_hook(watch, with_kwargs=True)
     with torch.inference_mode():
-        stream = write(model, torch.tensor(input_ids), max_tokens, stop_ids=stop_ids)
-        tokens = []
+        stream = write(model, torch.tensor(input_ids), max_tokens, stop_ids=frozenset(stop_ids))
+        tokens, whole_numbers = [], True
         for token in stream:
+            whole_numbers &= isinstance(token, int)
             tokens.append(int(token))
             runs.append(len(fed))
             if len(tokens) > max_tokens:
                 break
     return {
         "tokens": tokens,
+        "each token is an int": whole_numbers,
         "runs of the model before each token": runs,
         "tokens fed in the first run": fed[0] if fed else 0,
         "tokens fed in each later run": sorted(set(fed[1:])),
@@ -1127,6 +1157,16 @@ def generate_with_the_prompt(model, input_ids, max_tokens=256, stop_ids=()):
         ids = token[None]
 
 
+def generate_tensors(model, input_ids, max_tokens=256, stop_ids=()):
+    cache, ids = room_for(model, input_ids, max_tokens), input_ids
+    for _ in range(max_tokens):
+        token = model(ids[None], cache)[0, -1].argmax()
+        if token in stop_ids:
+            return
+        yield token
+        ids = token[None]
+
+
 def generate_first_position(model, input_ids, max_tokens=256, stop_ids=()):
     cache, ids = room_for(model, input_ids, max_tokens), input_ids
     for _ in range(max_tokens):
@@ -1214,6 +1254,11 @@ GENERATE = Check(
             "one token too few",
             generate_one_short,
             "The prompt's run gives the first token. How many runs do max_tokens tokens take?",
+        ),
+        Misconception(
+            "the tokens are tensors, not ints",
+            generate_tensors,
+            "Is torch.tensor(2) in {2}? Try it. And what does a tokenizer want?",
         ),
         Misconception(
             "all tokens come at the end",
