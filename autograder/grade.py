@@ -292,7 +292,11 @@ def check_notebook(path: Path, chapter: str = "", trusted: bool = False) -> Grad
     trusted:  run it without the sandbox, as a program of one's own
     """
     start = time.perf_counter()
-    taught = find_chapter(chapter or path.stem)
+    try:
+        taught = find_chapter(chapter or path.stem)
+    except LookupError as error:
+        hint = "" if chapter else " Keep the file's name, 10-decoding.ipynb say, or give --chapter."
+        raise LookupError(f"{error}{hint}") from None
     notebook = nbformat.read(path, as_version=4)
     if any("### BEGIN SOLUTION" in cell.source for cell in notebook.cells):
         notebook = release(notebook)  # an instructor's

@@ -195,6 +195,14 @@ def test_a_student_can_check_a_notebook_without_a_gradebook(chapter, course, tmp
     assert check_notebook(course / "notebooks" / chapter.slug / f"{chapter.slug}.ipynb").earned == 0
 
 
+def test_a_renamed_notebook_is_told_what_it_needs(course, tmp_path):
+    copied = tmp_path / "first.ipynb"
+    shutil.copy(CHAPTER.release(course), copied)
+    with pytest.raises(LookupError, match=r"no chapter 'first'.* or give --chapter"):
+        check_notebook(copied)
+    assert check_notebook(copied, CHAPTER.slug).points > 0
+
+
 def nbgrader(course: Path, *arguments: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
