@@ -173,7 +173,7 @@ def register(gradebook: Gradebook, db_url: str, master: Master) -> Registered:
     names = {"notebook": master.name, "assignment": master.assignment, "db_url": db_url}
     with _alone(db_url):
         gradebook.update_or_create_assignment(master.assignment)
-        SaveCells().preprocess(copy.deepcopy(master.notebook), {"nbgrader": names})
+        _SaveAtOnce().preprocess(copy.deepcopy(master.notebook), {"nbgrader": names})
     notebook, assignment = gradebook.db.execute(
         select(Notebook.id, Notebook.assignment_id)
         .join(Assignment)
@@ -185,6 +185,19 @@ def register(gradebook: Gradebook, db_url: str, master: Master) -> Registered:
         for k in (GradeCell, SolutionCell, TaskCell)
     )
     return Registered(notebook, assignment, grades | tasks, solutions | tasks)
+
+
+class _SaveAtOnce(SaveCells):
+    """nbgrader's way to write a notebook's cells, which commits each: here all of them or none."""
+
+    def _create_notebook(self, nb: NotebookNode) -> None:
+        db = self.gradebook.db
+        commit, db.commit = db.commit, db.flush
+        try:
+            super()._create_notebook(nb)
+        finally:
+            db.commit = commit
+        db.commit()
 
 
 @dataclass(frozen=True)

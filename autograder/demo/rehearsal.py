@@ -1,6 +1,5 @@
 """The demo: a real model answers, and a class whose every score is known in advance is graded."""
 
-import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,8 +12,7 @@ from autograder.demo.synthetic import Synthetic, make_class, write_class
 from autograder.graded import Graded
 
 QUESTION = "What is the capital of France?"
-# A chapter's misconceptions fill a dozen students or more, of whom the first four are enough here.
-LEFT_OUT = re.compile("^mistaken-..-(0[5-9]|[1-9].)$")
+MISTAKEN = 3  # students of a chapter; all its misconceptions would fill a dozen or more
 
 
 def run(course: Path, console: Console) -> int:
@@ -36,7 +34,7 @@ def run(course: Path, console: Console) -> int:
 
     answer_question(console)
     target = course / "build" / "demo"
-    students = [one for one in make_class(course) if not LEFT_OUT.search(one.student)]
+    students = make_class(course, MISTAKEN)
     write_class(course, target, students)
     console.print(f"\nA class of {len(students)} submissions is in {target}.", highlight=False)
 

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -19,7 +20,7 @@ from autograder.check import Check, Exercise, Misconception
 from autograder.course import SOLUTION, Chapter, chapters, checks_of, graded_call
 from autograder.demo.attacks import ATTACKS
 
-MISTAKEN = 12  # students of a chapter who share its misconceptions
+MISTAKEN = 12  # students of a chapter who share its misconceptions, at least
 LOOPING = ("01", "02", "08")  # chapters: each of these takes the whole limit of a cell
 MADE = ("submitted", "autograded", "feedback", "verdicts", "solutions", "notebooks")
 
@@ -44,10 +45,14 @@ class Synthetic:
         return sum(self.expected.values())
 
 
-def make_class(course: Path) -> list[Synthetic]:
-    """The class of every chapter in `course`; each attack is met in one of the chapters."""
+def make_class(course: Path, mistaken: int | None = None) -> list[Synthetic]:
+    """The class of every chapter in `course`; each attack is met in one of the chapters.
+
+    mistaken:  at most so many students of a chapter share its misconceptions; all that it takes
+               to hold every one of them otherwise
+    """
     rooms = [_Room(course, chapter) for chapter in chapters(course)]
-    students = [student for room in rooms for student in room.students()]
+    students = [student for room in rooms for student in room.students(mistaken)]
     for number, attack in enumerate(ATTACKS if rooms else ()):
         room = rooms[number % len(rooms)]
         target = room.checks[number // len(rooms) % len(room.checks)]
@@ -127,7 +132,7 @@ class _Room:
         expected = {n: 0 if n in wrong else e.points for n, e in self.exercises.items()}
         return Synthetic(name, self.chapter.slug, kind, notebook, expected, diagnosis or {})
 
-    def students(self) -> list[Synthetic]:
+    def students(self, mistaken: int | None) -> list[Synthetic]:
         """Everybody but the hostile."""
         number = self.chapter.slug[:2]
         everything = {name: e.points for name, e in self.exercises.items()}
@@ -146,7 +151,7 @@ class _Room:
         for k in range(3):
             style = {c.name: self.cell(c, c.variants[k % len(c.variants)]) for c in self.checks}
             made.append(self.student(f"style-{number}-{k + 1}", "style", {}, right=style))
-        made += self._mistaken()
+        made += islice(self._mistaken(), mistaken)
         return made
 
     def _mistaken(self) -> Iterator[Synthetic]:
