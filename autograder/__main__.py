@@ -328,13 +328,13 @@ def due(
     """Set when a chapter is due; penalties for lateness follow at once."""
     from autograder.gradebook import open_gradebook
     from autograder.late import parse_time, settle_class
-    from autograder.masters import masters
+    from autograder.masters import sources
 
     try:
         time = None if when == "never" else parse_time(when)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    (assignment,) = {master.assignment for master in masters(course, chapter)}
+    (assignment,) = {source.assignment for source in sources(course, chapter)}
     url = _gradebook_url(course, db)
     with open_gradebook(url) as gradebook:
         gradebook.update_or_create_assignment(assignment, duedate=time)

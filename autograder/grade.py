@@ -46,7 +46,7 @@ from autograder.gradebook import (
 )
 from autograder.graded import Graded, RecordError, record_path, write_atomically
 from autograder.judge import judge_submission
-from autograder.masters import Master, chapter_from, chapter_master, masters
+from autograder.masters import Master, chapter_from, chapter_master, sources
 from autograder.practice import PRACTICE_SEED
 from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
 from autograder.settings import SettingsError, nbgrader_settings
@@ -124,21 +124,30 @@ def grade_class(
         _workforce(executor, jobs, limits) as (pool, wait_until_ready),
         contextlib.nullcontext() if dry_run else open_gradebook(db_url) as gradebook,
     ):
-        todo: list[tuple[Found, Terms, bool]] = []
+        todo = [
+            (source, list(find_submissions(course, source.assignment, source.name)))
+            for source in sources(course, chapter)
+        ]
         registered: dict[str, Registered] = {}
-        for master in masters(course, chapter):
-            in_gradebook = None
-            if gradebook:
-                registered[master.label] = register(gradebook, db_url, master)
-                in_gradebook = graded_students(gradebook, master.assignment, master.name)
-            terms = terms_of(course, master, limits)
-            for found in find_submissions(course, master.assignment, master.name):
-                known = in_gradebook is None or found.student in in_gradebook
-                todo.append((found, terms, known))
+
+        def jobs_of_all() -> Iterator[Job]:
+            """A notebook's master is made while the one before it is judged."""
+            for source, submissions in todo:
+                if not submissions:
+                    continue
+                master, in_gradebook = source.make(), None
+                if gradebook:
+                    registered[master.label] = register(gradebook, db_url, master)
+                    in_gradebook = graded_students(gradebook, master.assignment, master.name)
+                terms = terms_of(course, master, limits)
+                for found in submissions:
+                    known = in_gradebook is None or found.student in in_gradebook
+                    yield _job(course, found, terms, known)
+
         try:
+            total = sum(len(submissions) for _, submissions in todo)
             wait_until_ready()
-            work = (_job(course, *each) for each in todo)
-            finished = _finished(pool, work, at_once=4 * jobs)
+            finished = _finished(pool, jobs_of_all(), at_once=4 * jobs)
             for done, (known, result, judged) in enumerate(finished, start=1):
                 if known and known.changes(result):
                     changed(known, result)
@@ -146,7 +155,7 @@ def grade_class(
                     cells = registered[result.chapter]
                     _bring_home(course, gradebook, cells, result, judged)
                 graded.append(result)
-                progress(result, done, len(todo))
+                progress(result, done, total)
         except BrokenExecutor:
             raise RuntimeError(
                 "A grading process was killed, perhaps for want of memory. What was finished "

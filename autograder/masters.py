@@ -10,7 +10,9 @@ graded cells hold, and from `Master.chapter`.
 
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -87,10 +89,19 @@ class Master:
         return _exercises(self.chapter, self.text)
 
 
-def masters(course: Path, name: str | None = None) -> list[Master]:
-    """The masters of a course, chapters first; of the one chapter or assignment `name`, if given.
+@dataclass(frozen=True)
+class Source:
+    """A notebook that can be graded, before its master is made: that takes half a second."""
 
-    Raises LookupError if there is none, BuildError if one cannot be made.
+    assignment: str
+    name: str
+    make: Callable[[], Master]
+
+
+def sources(course: Path, name: str | None = None) -> list[Source]:
+    """What can be graded in a course, chapters first; or the one chapter or assignment `name`.
+
+    Raises LookupError if there is none. To make a master raises BuildError if it cannot be made.
     """
     course = course.resolve()
     settings = nbgrader_settings(course, "")
@@ -106,8 +117,13 @@ def masters(course: Path, name: str | None = None) -> list[Master]:
         raise LookupError(f"There is no assignment {name!r} in {source}: {', '.join(folders)}.")
     if not of_chapters and not of_folders:
         raise LookupError(f"There is nothing to grade in {course}: no chapter, and no {source}.")
-    found = [chapter_master(course, chapter) for chapter in of_chapters]
-    return found + [m for folder in of_folders for m in _nbgrader_masters(course, folder, settings)]
+    found = [Source(c.slug, c.slug, partial(chapter_master, course, c)) for c in of_chapters]
+    return found + [s for folder in of_folders for s in _nbgrader_sources(course, folder, settings)]
+
+
+def masters(course: Path, name: str | None = None) -> list[Master]:
+    """The masters of all `sources`. Raises as they do."""
+    return [source.make() for source in sources(course, name)]
 
 
 def chapter_master(course: Path, chapter: Chapter) -> Master:
@@ -131,18 +147,17 @@ def _assignments(source: Path) -> dict[str, Path]:
     return {f.name: f for f in folders if f.name not in ours and any(f.glob("*.ipynb"))}
 
 
-def _nbgrader_masters(course: Path, folder: Path, settings: Config) -> list[Master]:
+def _nbgrader_sources(course: Path, folder: Path, settings: Config) -> list[Source]:
     for name in ("header", "footer"):  # nbgrader looks for them where it is started
         if path := settings.IncludeHeaderFooter.get(name):
             settings.IncludeHeaderFooter[name] = str(course / path)
-    beside = _beside(folder, settings)
     return [
-        Master(folder.name, path.stem, _nbgrader_master(path, settings), beside)
+        Source(folder.name, path.stem, partial(_nbgrader_master, path, settings))
         for path in sorted(folder.glob("*.ipynb"))
     ]
 
 
-def _nbgrader_master(path: Path, settings: Config) -> str:
+def _nbgrader_master(path: Path, settings: Config) -> Master:
     """The steps of `nbgrader generate_assignment`, up to what it keeps in the gradebook."""
     file = f"{path.parent.name}/{path.name}"
     try:
@@ -160,7 +175,8 @@ def _nbgrader_master(path: Path, settings: Config) -> str:
             cell.metadata[HIDDEN] = lines
     notebook.nbformat_minor = 5
     identify(notebook.cells)
-    return nbformat.writes(notebook, version=4)
+    text = nbformat.writes(notebook, version=4)
+    return Master(path.parent.name, path.stem, text, _beside(path.parent, settings))
 
 
 def _hidden_lines(cell: NotebookNode, settings: Config) -> list[int]:

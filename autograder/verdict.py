@@ -4,7 +4,7 @@ import builtins
 import inspect
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from autograder.check import Asserts, Case, Check, Exercise, Misconception, Question
@@ -113,8 +113,7 @@ def _judge_function(
     earned = sum(part.earned for part in parts)
     if difference.blank and not earned:
         return lost(check, difference.summary, "blank")
-    telling = sorted(range(len(cases)), key=lambda i: differences[i] is None)  # failed ones first
-    found = _explanation(check, [cases[i] for i in telling], [outcomes[i] for i in telling])
+    found = _explanation(check, cases, outcomes, failed)
     return Verdict(
         check.name,
         check.points,
@@ -142,13 +141,19 @@ def _parts(check: Check, failed: set[str]) -> tuple[Part, ...]:
 
 def diagnose(check: Check, outcomes: Sequence[Outcome], seed: str) -> Misconception | None:
     """The misconception that behaves on every case as these outcomes do, if there is one."""
-    return _explanation(check, check.draw(seed), outcomes)
+    return _explanation(check, check.draw(seed), outcomes, ())
 
 
 def _explanation(
-    check: Check, cases: Sequence[Case], outcomes: Sequence[Outcome]
+    check: Check,
+    cases: Sequence[Case],
+    outcomes: Sequence[Outcome],
+    failed: Collection[int],
 ) -> Misconception | None:
     messages = [encode((case.args, case.kwargs)) for case in cases]
+    # One failed case tells most of them apart, and a small one soonest.
+    order = sorted(range(len(cases)), key=lambda i: (i not in failed, len(messages[i])))
+    cases, outcomes, messages = ([them[i] for i in order] for them in (cases, outcomes, messages))
     with warnings.catch_warnings(action="ignore"):  # a wrong solution may well give rise to some
         for misconception in check.misconceptions:
             wrong = check.call_of(misconception.wrong)

@@ -840,22 +840,22 @@ DRAWS = 40_000
 
 def sample_probe(draw, logits, seed, rows):
     """How often each token is drawn; any order of the random numbers gives the same."""
-    torch.manual_seed(seed)
-    many = logits if rows == 0 else logits.expand(rows, -1)
+    torch.default_generator.manual_seed(seed)
+    few, many = logits.expand(64, -1), logits if rows == 0 else logits.expand(rows, -1)
     tokens = draw(many, torch.Generator().manual_seed(seed))
+    same = draw(few, torch.Generator().manual_seed(seed))
     if rows == 0:
         counted = torch.tensor([], dtype=torch.float32)
     else:
         counted = torch.bincount(tokens.flatten(), minlength=logits.shape[-1]) / rows
-    torch.manual_seed(seed + 1)
-    again = draw(many, torch.Generator().manual_seed(seed))
-    other = draw(logits.expand(64, -1), torch.Generator().manual_seed(seed + 1))
-    same = draw(logits.expand(64, -1), torch.Generator().manual_seed(seed))
+    torch.default_generator.manual_seed(seed + 1)
+    again = draw(few, torch.Generator().manual_seed(seed))
+    other = draw(few, torch.Generator().manual_seed(seed + 1))
     return {
         "shape": tuple(tokens.shape),
         "dtype": str(tokens.dtype),
         "shares": counted,
-        "the same generator, the same tokens": torch.equal(tokens, again),
+        "the same generator, the same tokens": torch.equal(same, again),
         "another generator, other tokens": not torch.equal(other, same),
     }
 
@@ -1003,7 +1003,7 @@ def small_llama(seed: int) -> Llama:
         "num_key_value_heads": 2,
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = Llama(LlamaConfig(**sizes, max_position_embeddings=64)).eval()
         with torch.no_grad():
             for parameter in model.parameters():

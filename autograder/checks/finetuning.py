@@ -1794,7 +1794,7 @@ class SmallModel(nn.Module):
 def add_probe(add, sizes, seed, x, targets, r, alpha):
     """Which parameters learn, and what the model does before and after its adapters are filled."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = SmallModel(*sizes)
         before = model(x).detach()
         add(model, targets, r, alpha)

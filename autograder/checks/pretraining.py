@@ -153,9 +153,9 @@ def mask_probe(mask_tokens, input_ids, mask_id, vocab_size, special_ids, probabi
             return "as asked"
         return "too few" if found < expected else "too many"
 
-    torch.manual_seed(seed + 1)
+    torch.default_generator.manual_seed(seed + 1)
     masked, labels = run()
-    torch.manual_seed(seed + 2)
+    torch.default_generator.manual_seed(seed + 2)
     again, _ = run()
     special = torch.isin(input_ids, torch.tensor([*special_ids], dtype=torch.int64))
     chosen = labels != -100
