@@ -38,18 +38,11 @@ static float quantize(const float *x, long K, int16_t *q) {
 }
 
 /* The inner loops. `dots` serves one input: four of its dot products with rows of the weight. It
-   waits for memory, so it asks for the next four rows before they are needed. `tile` serves many:
+   waits for memory, so it asks for the next four rows before they are needed. `tile` serves MANY:
    sums of SIX inputs with SIXTEEN rows of the weight, which `widen` has laid out for it. */
-enum { SIX = 6, SIXTEEN = 16 };
+enum { SIX = 6, SIXTEEN = 16, MANY = 24 };
 
 #ifdef __AVX2__
-static inline int32_t total(__m256i v) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-    return _mm_cvtsi128_si32(s);
-}
-
 static inline void dots(const int16_t *x, const int8_t *w, long K, int32_t sums[4]) {
     __m256i sum[4] = {0};
     for (long k = 0; k < K; k += 16) {
@@ -61,7 +54,11 @@ static inline void dots(const int16_t *x, const int8_t *w, long K, int32_t sums[
             sum[c] = _mm256_add_epi32(sum[c], products);
         }
     }
-    for (int c = 0; c < 4; c++) sums[c] = total(sum[c]);
+    /* the sums of each, side by side */
+    __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(sum[0], sum[1]),
+                                       _mm256_hadd_epi32(sum[2], sum[3]));
+    __m128i whole = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    _mm_storeu_si128((__m128i *)sums, whole);
 }
 
 /* Twelve sums in registers of their own: gcc would keep an array of them in memory, and some of
@@ -124,6 +121,12 @@ static inline void four(const Linear *l, long j, const int16_t *q, float step, f
     for (int c = 0; c < 4; c++) y[c] = sums[c] * step * l->scale[j + c];
 }
 
+static inline void add_four(const Linear *l, long j, const int16_t *q, float step, float *y) {
+    float more[4];
+    four(l, j, q, step, more);
+    for (int c = 0; c < 4; c++) y[c] += more[c];
+}
+
 /* y = x Wᵀ. Shapes: x (M, inputs) -> y (M, outputs). Returns nonzero if memory has run out. */
 int linear(const Linear *l, const float *x, float *y, long M) {
     long K = l->inputs, N = l->outputs;
@@ -134,7 +137,7 @@ int linear(const Linear *l, const float *x, float *y, long M) {
 #pragma omp parallel
         {
             /* without it, only slower */
-            int16_t *wide = M < SIX ? NULL : aligned_alloc(64, K * SIXTEEN * sizeof *wide);
+            int16_t *wide = M < MANY ? NULL : aligned_alloc(64, K * SIXTEEN * sizeof *wide);
 #pragma omp for schedule(static)
             for (long i = 0; i < M; i++) step[i] = quantize(x + i * K, K, q + i * K);
             /* sixteen rows of the weight stay near, while all inputs pass by */
@@ -206,72 +209,90 @@ static void attend(const float *query, const float *keys, const float *values, l
         for (long i = 0; i < d; i++) y[i] += scores[s] / sum * values[s * d + i];
 }
 
-/* TransformerBlock.forward for the one token at position `offset` of a cache, which it extends.
-   The token sees the positions from `start` on, its own included.
+/* The inputs of a linear layer for T tokens: x (T, D) normed and quantized, each by some thread. */
+static void prepare(const float *x, const float *norm, float eps, long D, long T, float *normed,
+                    int16_t *q, float *step) {
+#pragma omp for schedule(static)
+    for (long t = 0; t < T; t++) {
+        const float *input = x + t * D;
+        if (norm) rms_norm(input, norm, eps, D, normed + t * D);
+        step[t] = quantize(norm ? normed + t * D : input, D, q + t * D);
+    }
+}
 
-   Shapes: x and y (D), cosine and sine (d/2), keys and values (K, capacity, d).
-   All threads walk through it together; they wait for each other at the end of each `omp for`.
+/* LlamaModel.forward between embedding and last norm, for the T tokens from position `offset` of a
+   cache on, which it extends. A token sees the positions up to its own, and of these the last
+   `window`.
+
+   Shapes: x (T, D), in and out; cosine and sine (T, d/2); of each block, keys and values
+   (K, capacity, d).
+   All threads walk through it together; they wait for each other at the end of each `omp for`. A
+   row of weights is read once and serves all tokens.
    Returns nonzero if memory has run out. */
-int block(const Block *b, const float *x, const float *cosine, const float *sine, float *keys,
-          float *values, long capacity, long offset, long start, float *y) {
-    long d = b->head_dim, H = b->heads, K = b->kv_heads, D = b->q.inputs, F = b->gate.outputs;
-    long width = D > F ? D : F, length = offset + 1 - start;
-    width = width > H * d ? width : H * d;
-    float *shared = malloc((2 * H * d + 2 * K * d + F + H * length) * sizeof *shared);
-    if (!shared) return 1;
-    float *query = shared, *key = query + H * d, *value = key + K * d, *attended = value + K * d;
-    float *hidden = attended + H * d, *scores = hidden + F;
+int blocks(const Block *all, long count, float *x, long T, const float *cosine, const float *sine,
+           float *const *all_keys, float *const *all_values, long capacity, long offset,
+           long window) {
+    long d = all->head_dim, H = all->heads, K = all->kv_heads, D = all->q.inputs;
+    long F = all->gate.outputs, widest = D > F ? D : F, seen = offset + T;
+    widest = widest > H * d ? widest : H * d;
+    float *shared = malloc(T * (2 * H * d + 2 * K * d + F + D + 1 + H * seen) * sizeof *shared);
+    int16_t *q = malloc(T * widest * sizeof *q);
+    if (!shared || !q) {
+        free(shared);
+        free(q);
+        return 1;
+    }
+    float *query = shared, *key = query + T * H * d, *value = key + T * K * d;
+    float *attended = value + T * K * d, *hidden = attended + T * H * d, *normed = hidden + T * F;
+    float *step = normed + T * D, *scores = step + T;
 #pragma omp parallel
-    {
-        int16_t q[width]; /* each thread has its own: quantizing twice is quicker than waiting */
-        float normed[D];
-        rms_norm(x, b->attention_norm, b->eps, D, normed);
-        float step = quantize(normed, D, q);
+    for (const Block *b = all; b < all + count; b++) {
+        float *keys = all_keys[b - all], *values = all_values[b - all];
+        prepare(x, b->attention_norm, b->eps, D, T, normed, q, step);
 #pragma omp for schedule(static) nowait
-        for (long j = 0; j < H * d; j += 4) four(&b->q, j, q, step, query + j);
+        for (long j = 0; j < H * d; j += 4)
+            for (long t = 0; t < T; t++) four(&b->q, j, q + t * D, step[t], query + t * H * d + j);
 #pragma omp for schedule(static) nowait
-        for (long j = 0; j < K * d; j += 4) four(&b->k, j, q, step, key + j);
+        for (long j = 0; j < K * d; j += 4)
+            for (long t = 0; t < T; t++) four(&b->k, j, q + t * D, step[t], key + t * K * d + j);
 #pragma omp for schedule(static)
-        for (long j = 0; j < K * d; j += 4) four(&b->v, j, q, step, value + j);
+        for (long j = 0; j < K * d; j += 4)
+            for (long t = 0; t < T; t++) four(&b->v, j, q + t * D, step[t], value + t * K * d + j);
 #pragma omp for schedule(static)
-        for (long h = 0; h < K; h++) {
-            float *new_key = keys + (h * capacity + offset) * d;
-            float *new_value = values + (h * capacity + offset) * d;
-            for (long i = 0; i < d; i++) new_key[i] = key[h * d + i];
-            for (long i = 0; i < d; i++) new_value[i] = value[h * d + i];
-            rotate(new_key, cosine, sine, d);
+        for (long i = 0; i < T * K; i++) {
+            long t = i / K, h = i % K, place = (h * capacity + offset + t) * d;
+            memcpy(keys + place, key + i * d, d * sizeof *keys);
+            memcpy(values + place, value + i * d, d * sizeof *values);
+            rotate(keys + place, cosine + t * d / 2, sine + t * d / 2, d);
         }
 #pragma omp for schedule(static)
-        for (long h = 0; h < H; h++) {
+        for (long i = 0; i < T * H; i++) {
+            long t = i / H, h = i % H, end = offset + t + 1, start = end > window ? end - window : 0;
             /* the key/value head that h shares, from `start` on */
             long first = (h / (H / K) * capacity + start) * d;
-            rotate(query + h * d, cosine, sine, d);
-            attend(query + h * d, keys + first, values + first, length, d, scores + h * length,
-                   attended + h * d);
+            rotate(query + i * d, cosine + t * d / 2, sine + t * d / 2, d);
+            attend(query + i * d, keys + first, values + first, end - start, d, scores + i * seen,
+                   attended + i * d);
         }
-        step = quantize(attended, H * d, q);
+        prepare(attended, NULL, 0, H * d, T, NULL, q, step);
 #pragma omp for schedule(static)
-        for (long j = 0; j < D; j += 4) {
-            four(&b->o, j, q, step, y + j);
-            for (int c = 0; c < 4; c++) y[j + c] += x[j + c];
-        }
-        rms_norm(y, b->feedforward_norm, b->eps, D, normed);
-        step = quantize(normed, D, q);
+        for (long j = 0; j < D; j += 4)
+            for (long t = 0; t < T; t++) add_four(&b->o, j, q + t * H * d, step[t], x + t * D + j);
+        prepare(x, b->feedforward_norm, b->eps, D, T, normed, q, step);
 #pragma omp for schedule(static)
-        for (long j = 0; j < F; j += 4) {
-            float gate[4], up[4];
-            four(&b->gate, j, q, step, gate);
-            four(&b->up, j, q, step, up);
-            for (int c = 0; c < 4; c++) hidden[j + c] = gate[c] / (1 + exponential(-gate[c])) * up[c];
-        }
-        step = quantize(hidden, F, q);
+        for (long j = 0; j < F; j += 4)
+            for (long t = 0; t < T; t++) {
+                float gate[4], up[4], *to = hidden + t * F + j;
+                four(&b->gate, j, q + t * D, step[t], gate);
+                four(&b->up, j, q + t * D, step[t], up);
+                for (int c = 0; c < 4; c++) to[c] = gate[c] / (1 + exponential(-gate[c])) * up[c];
+            }
+        prepare(hidden, NULL, 0, F, T, NULL, q, step);
 #pragma omp for schedule(static)
-        for (long j = 0; j < D; j += 4) {
-            float down[4];
-            four(&b->down, j, q, step, down);
-            for (int c = 0; c < 4; c++) y[j + c] += down[c];
-        }
+        for (long j = 0; j < D; j += 4)
+            for (long t = 0; t < T; t++) add_four(&b->down, j, q + t * F, step[t], x + t * D + j);
     }
     free(shared);
+    free(q);
     return 0;
 }

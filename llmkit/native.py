@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def library() -> ctypes.CDLL:
         raise NativeError(f"{path} cannot be written or loaded ({error})") from error
     pointer, number = ctypes.c_void_p, ctypes.c_long
     loaded.linear.argtypes = (ctypes.POINTER(Linear), pointer, pointer, number)
-    loaded.block.argtypes = (ctypes.POINTER(Block), *[pointer] * 5, *[number] * 3, pointer)
+    layers = ctypes.POINTER(Block), number
+    loaded.blocks.argtypes = (*layers, pointer, number, *[pointer] * 4, *[number] * 3)
     return loaded
 
 
@@ -113,35 +115,37 @@ def linear(layer: Linear, x: Tensor) -> Tensor:
     return y
 
 
-def block(
-    layers: Block,
+def blocks(
+    layers: "ctypes.Array[Block]",
     x: Tensor,
     rope: tuple[Tensor, Tensor],
-    keys: Tensor,
-    values: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
     offset: int,
-    start: int = 0,
+    window: int | None = None,
 ) -> Tensor:
-    """One Transformer block for the one token at position `offset`, written into the cache.
+    """A stack of Transformer blocks for the tokens from position `offset` on, which it caches.
 
-    The token sees the positions from `start` on.
+    Each token sees the positions up to its own, of these the last `window`.
 
-    Shapes, all float32, contiguous and on the CPU: x (1, 1, D), rope two of (1, d/2),
-    keys and values (1, K, capacity, d) -> (1, 1, D).
+    Shapes, all float32, contiguous and on the CPU: x (1, T, D), rope two of (T, d/2), for each
+    block keys and values (1, K, capacity, d) -> (1, T, D).
     """
-    x, (cos, sin) = x.contiguous(), rope
-    y = torch.empty_like(x)
-    if library().block(
+    y, (cos, sin) = x.clone(memory_format=torch.contiguous_format), rope
+    pointers = ctypes.c_void_p * len(layers)
+    capacity = keys[0].shape[2]
+    if library().blocks(
         layers,
-        x.data_ptr(),
+        len(layers),
+        y.data_ptr(),
+        x.shape[1],
         cos.data_ptr(),
         sin.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
-        keys.shape[2],
+        pointers(*(tensor.data_ptr() for tensor in keys)),
+        pointers(*(tensor.data_ptr() for tensor in values)),
+        capacity,
         offset,
-        start,
-        y.data_ptr(),
+        window or capacity,
     ):
-        raise MemoryError("There is no memory for one token's activations.")
+        raise MemoryError(f"There is no memory for the activations of {x.shape[1]} tokens.")
     return y

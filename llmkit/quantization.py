@@ -4,7 +4,9 @@ Generating a token reads every weight once, so a model of a quarter of the bytes
 as fast, where memory is what it waits for. Each row of a weight keeps one float: its scale.
 """
 
+import ctypes
 import warnings
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmkit import native
-from llmkit.attention import GroupedQueryAttention, KVCache
-from llmkit.transformer import Llama, TransformerBlock
+from llmkit.attention import KVCache
+from llmkit.transformer import Llama, LlamaModel
 
 LARGEST = 127  # int8 reaches -128 as well, but a symmetric range has no zero point to carry about
+FEW = 48  # tokens that one call of compiled code reads: with more, a layer at a time is as fast
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,84 +91,118 @@ def _suits_native(x: Tensor) -> bool:
     )
 
 
-class Int8Block(TransformerBlock):
-    """A block that computes one token in one call of compiled code; all else as its parent does.
+class Int8LlamaModel(LlamaModel):
+    """Takes a few tokens through its layers in one call of compiled code; all else as its parent.
 
-    That call passes its submodules by, and their hooks with them.
+    That call passes the layers' submodules by, and their hooks with them.
     """
 
-    def __init__(self, block: TransformerBlock):
+    def __init__(self, model: LlamaModel):
         nn.Module.__init__(self)
-        for name, child in block.named_children():
+        self.config = model.config
+        for name, child in model.named_children():
             self.add_module(name, child)
 
-    def forward(
+    def _through_layers(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor] | None = None,
-        cache: KVCache | None = None,
-        mask: Tensor | None = None,
+        rope: tuple[Tensor, Tensor],
+        cache: list[KVCache] | None,
+        mask: Tensor | None,
     ) -> Tensor:
-        one_token = x.shape[:2] == (1, 1) and rope is not None and mask is None
-        layers = self._layers() if one_token and cache is not None and _suits_native(x) else None
-        if layers is None or not _fits(layers, x, rope, cache):
-            return super().forward(x, rope, cache, mask)
-        start = max(0, cache.offset + 1 - (self.self_attn.window or cache.capacity))
-        y = native.block(layers, x, rope, cache.keys, cache.values, cache.offset, start)
-        cache.offset += 1
+        few = len(x) == 1 and x.shape[1] <= FEW and rope[0].ndim == 2 and _suits_native(x)
+        blocks = _as_told(self) if few and cache else None
+        if blocks is None or not _fits(blocks[0], x, rope, cache):
+            return super()._through_layers(x, rope, cache, mask)
+        keys, values = [layer.keys for layer in cache], [layer.values for layer in cache]
+        y = native.blocks(
+            blocks, x, rope, keys, values, cache[0].offset, self.config.sliding_window
+        )
+        for layer in cache:
+            layer.offset += x.shape[1]
         return y
 
-    def _layers(self) -> native.Block | None:
-        """The block as compiled code wants it, or None if that does not know such a block."""
-        attention, mlp = self.self_attn, self.mlp
-        linears = (
-            *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
-            *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+
+class _Told(NamedTuple):
+    """A model's layers as compiled code wants them, and all that these pointers rely on.
+
+    Compiled code is told anew when a layer has been replaced (by LoRA, say), or the model moved.
+    """
+
+    blocks: ctypes.Array | None  # None if it does not know such layers
+    registries: list[tuple[dict, str, object]]
+    norms: list[tuple[Tensor, int]]
+
+    def holds(self) -> bool:
+        return all(registry.get(name) is one for registry, name, one in self.registries) and all(
+            weight.data_ptr() == pointer for weight, pointer in self.norms
         )
-        norms = self.input_layernorm, self.post_attention_layernorm
-        # since the last call a layer may have been replaced (by LoRA, say), or the model moved
-        key = (*linears, *norms, linears[0].weight.data_ptr(), norms[0].weight.data_ptr())
-        known, layers, _ = _DESCRIBED.get(self, (None, None, None))
-        if known != key:
-            layers, tensors = _describe(linears, norms, self.self_attn)
-            _DESCRIBED[self] = key, layers, tensors
-        return layers
 
 
-# what compiled code was told of each block, and the tensors that this points to: not an attribute,
-# since pointers must be neither copied nor saved
-_DESCRIBED: WeakKeyDictionary[Int8Block, tuple] = WeakKeyDictionary()
+# not an attribute of the model, since pointers must be neither copied nor saved
+_TOLD: WeakKeyDictionary[Int8LlamaModel, _Told] = WeakKeyDictionary()
 
 
-def _describe(
-    linears: tuple[nn.Module, ...], norms: tuple[nn.Module, ...], attention: GroupedQueryAttention
-) -> tuple[native.Block | None, list[Tensor]]:
+def _as_told(model: Int8LlamaModel) -> ctypes.Array | None:
+    told = _TOLD.get(model)
+    if told is None or not told.holds():
+        told = _TOLD[model] = _tell(model)
+    return told.blocks
+
+
+def _tell(model: Int8LlamaModel) -> _Told:
+    described = [_describe(layer) for layer in model.layers]
+    blocks = None if None in described else (native.Block * len(described))(*described)
+    # nn.Module's own dictionaries: to ask its attributes would cost a millisecond a token
+    registries = [
+        (registry, name, one)
+        for module in model.layers.modules()
+        for registry in (module._modules, module._buffers)
+        for name, one in registry.items()
+    ]
+    norms = [(weight, weight.data_ptr()) for weight in model.layers.parameters()]
+    return _Told(blocks, registries, norms)
+
+
+def _describe(layer: nn.Module) -> native.Block | None:
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = (
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    )
+    norms = layer.input_layernorm, layer.post_attention_layernorm
     if not all(type(l) is Int8Linear and l.suits_native() and l.bias is None for l in linears):
-        return None, []
-    weights = [norm.weight for norm in norms]
-    if not all(_suits_native(weight.detach()) for weight in weights):
-        return None, []
-    layers = native.Block(
+        return None
+    if not all(_suits_native(norm.weight.detach()) for norm in norms):
+        return None
+    return native.Block(
         *(native.Linear.of(linear.weight, linear.scale) for linear in linears),
-        *(weight.data_ptr() for weight in weights),
+        *(norm.weight.data_ptr() for norm in norms),
         norms[0].eps,
         attention.num_heads,
         attention.num_kv_heads,
         linears[0].out_features // attention.num_heads,
     )
-    return layers, [*weights, *(tensor for l in linears for tensor in (l.weight, l.scale))]
 
 
-def _fits(layers: native.Block, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache) -> bool:
+def _fits(
+    block: native.Block, x: Tensor, rope: tuple[Tensor, Tensor], cache: list[KVCache]
+) -> bool:
     """Whether these are the tensors that compiled code will take them for."""
-    d = layers.head_dim
-    room = (1, layers.kv_heads, cache.capacity, d)
-    shapes = (x.shape[-1], rope[0].shape[-1], rope[1].shape[-1])
+    first = cache[0]
+    room = (1, block.kv_heads, first.capacity, block.head_dim)
     return (
-        shapes == (layers.q.inputs, d // 2, d // 2)
-        and cache.offset < cache.capacity
-        and cache.keys.shape == cache.values.shape == room
-        and all(_suits_native(t) and t.is_contiguous() for t in (cache.keys, cache.values, *rope))
+        x.shape[-1] == block.q.inputs
+        and rope[0].shape == rope[1].shape == (x.shape[1], block.head_dim // 2)
+        and all(_suits_native(t) and t.is_contiguous() for t in rope)
+        and first.offset + x.shape[1] <= first.capacity
+        and all(
+            layer.keys.shape == layer.values.shape == room
+            and layer.keys.is_contiguous()
+            and layer.values.is_contiguous()
+            for layer in cache
+        )
+        and _suits_native(first.keys)
     )
 
 
@@ -189,8 +226,7 @@ def quantize_model(model: Llama, compiled: bool = False) -> Llama:
     for name, linear in quantized.items():
         model.set_submodule(name, linear)
     if compiled:
-        for i, block in enumerate(model.model.layers):
-            model.model.layers[i] = Int8Block(block)
+        model.model = Int8LlamaModel(model.model)
     return model
 
 

@@ -265,9 +265,18 @@ class LlamaModel(nn.Module):
         rope = rope_tables(positions, frequencies)  # once, for every layer
 
         x = self.embed_tokens(input_ids)
+        return self.norm(self._through_layers(x, rope, cache, mask))
+
+    def _through_layers(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        cache: list[KVCache] | None,
+        mask: Tensor | None,
+    ) -> Tensor:
         for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
             x = layer(x, rope, layer_cache, mask)
-        return self.norm(x)
+        return x
 
     def _check(
         self,

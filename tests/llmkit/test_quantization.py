@@ -17,8 +17,9 @@ from llmkit.assets import shakespeare_text
 from llmkit.checkpoints import load_checkpoint
 from llmkit.decoding import generate
 from llmkit.quantization import (
-    Int8Block,
+    FEW,
     Int8Linear,
+    Int8LlamaModel,
     dequantize_int8,
     quantize_int8,
     quantize_model,
@@ -227,7 +228,7 @@ def test_compiled_model_is_the_plain_one(kernels, changes):
     plain, fast = quantize_model(tiny(**changes)), quantize_model(tiny(**changes), compiled=True)
     ids = torch.randint(100, (1, 14), generator=torch.Generator().manual_seed(1))
     caches = plain.new_cache(14), fast.new_cache(14)
-    for chunk in ids.split([3, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1], dim=1):
+    for chunk in ids.split([3, 1, 2, 1, 6, 1], dim=1):
         expected, logits = plain(chunk, caches[0]), fast(chunk, caches[1])
         torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
     for a, b in zip(*caches, strict=True):
@@ -238,14 +239,16 @@ def test_compiled_model_is_the_plain_one(kernels, changes):
         fast(ids[:, :1], caches[1])
 
 
-def test_one_token_takes_one_compiled_call_a_block(monkeypatch):
+def test_few_tokens_take_one_compiled_call(monkeypatch):
     calls = []
-    real = native.block
-    monkeypatch.setattr(native, "block", lambda *a: calls.append(a) or real(*a))
+    real = native.blocks
+    monkeypatch.setattr(native, "blocks", lambda *a: calls.append(a[1].shape[1]) or real(*a))
     model = quantize_model(tiny(), compiled=True)
-    assert all(type(block) is Int8Block for block in model.model.layers)
+    assert type(model.model) is Int8LlamaModel
     list(generate(model, [1, 2, 3], max_tokens=5))
-    assert len(calls) == 4 * 2  # the prompt's token and four steps of two blocks
+    assert calls == [3, 1, 1, 1, 1]  # the prompt, and four steps
+    list(generate(model, [*range(FEW + 1)], max_tokens=2))
+    assert calls[5:] == [1]
 
 
 @torch.no_grad()
