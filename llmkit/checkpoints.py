@@ -9,6 +9,7 @@ import secrets
 import shutil
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def load_checkpoint(
     `name_or_path` is a .gguf file, a Hugging Face directory (config.json, safetensors,
     tokenizer.json) or the name of an asset ("smollm2"), fetched on first use. Quantized weights
     are dequantized. Each tensor is converted and placed on its own, so the peak of memory is the
-    model and one tensor more.
+    model and a tensor more for each core.
 
     Raises FileNotFoundError, CheckpointError, or AssetError if an asset cannot be fetched.
     """
@@ -110,16 +111,17 @@ def _load_gguf(
         scaling = _rope_scaling(torch.from_numpy(_dequantize(factors)), config)
         config = dataclasses.replace(config, rope_scaling=scaling)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for tensor in stored.values():
-            weight = torch.from_numpy(_dequantize(tensor)).to(device, dtype)
-            if tensor.name.endswith("attn_q.weight"):
-                weight = interleaved_to_half(weight, config.num_attention_heads)
-            elif tensor.name.endswith("attn_k.weight"):
-                weight = interleaved_to_half(weight, config.num_key_value_heads)
-            yield _hf_name(tensor.name), weight
+    def read(tensor: gguf.ReaderTensor) -> tuple[str, Tensor]:
+        weight = torch.from_numpy(_dequantize(tensor)).to(device, dtype)
+        if tensor.name.endswith("attn_q.weight"):
+            weight = interleaved_to_half(weight, config.num_attention_heads)
+        elif tensor.name.endswith("attn_k.weight"):
+            weight = interleaved_to_half(weight, config.num_key_value_heads)
+        return _hf_name(tensor.name), weight
 
-    return _fill(config, tensors()), Tokenizer.from_gguf(metadata)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy uses one core for each
+        tensors = pool.map(read, stored.values())
+        return _fill(config, tensors), Tokenizer.from_gguf(metadata)
 
 
 def _fill(config: LlamaConfig, tensors: Iterator[tuple[str, Tensor]]) -> Llama:
