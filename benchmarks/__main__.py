@@ -1,6 +1,7 @@
 """`python -m benchmarks [name …]`: run the benchmarks that fit in a quarter of an hour, or some.
 
-Prints each figure beside its peer and the machine's limit; build/benchmarks.json has them all.
+Prints each figure beside its peer and the machine's limit; build/benchmarks.json has them all, and
+build/benchmarks.md the table.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.figure import number, table
+from benchmarks.figure import Figure, markdown, number, table
 from llmkit.efficiency import measure_ceilings
 
 QUICK = ("decoding", "training", "tokenization", "checks", "grading", "gpu")
@@ -51,6 +52,8 @@ def main() -> None:
         parser.error(f"there is no {unknown[0]!r}; there are: {', '.join((*QUICK, *LONG))}")
 
     console, figures = Console(), []
+    if not console.is_terminal:  # a log, which has room for the table
+        console = Console(width=150)
     facts = machine()
     for name, value in facts.items():
         console.print(f"{name:24} {value}", highlight=False)
@@ -64,7 +67,14 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     everything = {"machine": facts, "figures": [figure.as_json() for figure in figures]}
     options.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
-    console.print(f"written to {options.json}")
+    page = options.json.with_suffix(".md")
+    page.write_text(as_page(facts, figures))
+    console.print(f"written to {options.json} and {page}")
+
+
+def as_page(facts: dict[str, str | int | float], figures: list[Figure]) -> str:
+    """What docs/performance.md holds: the table, and what it was measured on."""
+    return markdown(figures) + "\n" + "; ".join(f"{n}: {v}" for n, v in facts.items()) + ".\n"
 
 
 if __name__ == "__main__":

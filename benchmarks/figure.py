@@ -1,7 +1,7 @@
 """A measured figure beside its peer's and the machine's limit, and the table of them all."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,26 +84,38 @@ def number(value: float | None) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
-def table(figures: Iterable[Figure]) -> Table:
-    columns: Sequence[str] = (
-        *("figure", "ours", "", "peer", "theirs", "ratio", "goal", "", "ceiling", "of it"),
+HEADINGS = ("figure", "ours", "", "peer", "theirs", "ratio", "goal", "", "ceiling", "of it")
+
+
+def row(one: Figure) -> tuple[str, ...]:
+    return (
+        one.name,
+        number(one.ours),
+        one.unit,
+        one.peer,
+        number(one.theirs),
+        "" if one.ratio is None else f"{number(one.ratio)} ×",
+        "" if one.goal is None else f"{'≤' if one.ratio is None else '≥'} {number(one.goal)}",
+        {True: "✓", False: "✗", None: ""}[one.holds],
+        "" if one.ceiling is None else f"{number(one.ceiling)} ({one.limit})",
+        "" if one.fraction is None else f"{one.fraction:.0%}",
     )
+
+
+def table(figures: Iterable[Figure]) -> Table:
+    """For the terminal."""
     made = Table(
         title="side by side, in one run", caption="ratio: how many times better than the peer"
     )
-    for name in columns:
+    for name in HEADINGS:
         made.add_column(name, justify="left" if name in ("figure", "", "peer") else "right")
     for one in figures:
-        made.add_row(
-            one.name,
-            number(one.ours),
-            one.unit,
-            one.peer,
-            number(one.theirs),
-            "" if one.ratio is None else f"{number(one.ratio)} ×",
-            "" if one.goal is None else f"{'≤' if one.ratio is None else '≥'} {number(one.goal)}",
-            {True: "✓", False: "✗", None: ""}[one.holds],
-            "" if one.ceiling is None else f"{number(one.ceiling)} ({one.limit})",
-            "" if one.fraction is None else f"{one.fraction:.0%}",
-        )
+        made.add_row(*row(one))
     return made
+
+
+def markdown(figures: Iterable[Figure]) -> str:
+    """The same, for a page."""
+    aligned = ("---" if name in ("figure", "", "peer") else "---:" for name in HEADINGS)
+    lines = (HEADINGS, aligned, *map(row, figures))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks import gpu, training
 from benchmarks.__main__ import main
-from benchmarks.figure import Figure, in_turn, table
+from benchmarks.figure import Figure, in_turn, markdown, table
 from llmkit.efficiency import measure_ceilings
 from llmkit.transformer import preset
 
@@ -49,9 +49,14 @@ def test_runs_take_turns_and_the_best_of_each_counts():
 
 def test_the_table_holds_every_figure():
     console = Console(width=200, record=True)
-    console.print(table([Figure("speed", "tokens/s", 90.0, "peer", 30.0, 4.0, 100.0, "memory")]))
+    figures = [Figure("speed", "tokens/s", 90.0, "peer", 30.0, 4.0, 100.0, "memory")]
+    console.print(table(figures))
+    words = ("speed", "90.0", "peer", "3.00 ×", "≥ 4.00", "✗", "90%")
     text = console.export_text()
-    assert all(word in text for word in ("speed", "90.0", "peer", "3.00 ×", "≥ 4.00", "✗", "90%"))
+    assert all(word in text for word in words)
+    *_, row = markdown(figures).splitlines()
+    assert all(f" {word} |" in row for word in words[:3])
+    assert row.count("|") == 11
 
 
 def test_an_unknown_benchmark_is_one_sentence():
