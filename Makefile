@@ -8,7 +8,7 @@ demo: .venv/installed  # the tour: SmolLM2 answers, a class is graded, a report 
 	$(python) -m autograder demo
 
 lab: .venv/installed  # the course, in JupyterLab
-	$(python) -m jupyterlab --ServerApp.root_dir=notebooks
+	$(python) -m autograder lab
 
 test: .venv/installed  # everything that gates a change
 	$(python) -m ruff check . && $(python) -m ruff format --check .

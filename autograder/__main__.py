@@ -121,6 +121,33 @@ def check(
     raise typer.Exit(0 if graded.earned == graded.points else 1)
 
 
+Notebooks = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the chapters are.")]
+
+
+@app.command()
+def progress(
+    folder: Notebooks = Path("notebooks"),
+    html: Html = None,
+) -> None:
+    """How far you are: what is solved in your saved notebooks, and what comes next."""
+    from autograder.progress import as_page, as_table, standings, what_next
+
+    found = standings(folder)
+    out.print(as_table(found))
+    out.print(f"\n{what_next(found)}", markup=False, highlight=False)
+    if html:
+        html.write_text(as_page(found), encoding="utf-8")
+        out.print(f"Page: {html}", markup=False)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(context: typer.Context, folder: Notebooks = Path("notebooks")) -> None:
+    """Open JupyterLab where you have got to; its own options go behind the folder."""
+    from autograder.lab import open_lab
+
+    raise typer.Exit(open_lab(folder, context.args))
+
+
 @app.command()
 def grade(
     chapter: ChapterArgument = None,
