@@ -110,7 +110,7 @@ def check(
 ) -> None:
     """Score one notebook, as it would be graded but on the practice cases. Writes no gradebook."""
     from autograder.display import as_text
-    from autograder.grade import check_notebook
+    from autograder.selfcheck import check_notebook
 
     graded = check_notebook(notebook, chapter, trusted=no_sandbox)
     for verdict in graded.verdicts:
@@ -493,6 +493,13 @@ def main() -> None:
         if end.code == 130:  # Ctrl-C, as typer reports it
             err.print("Interrupted; what was finished is kept.")
         raise
+    except ModuleNotFoundError as error:
+        said = (
+            f"This takes {error.name}, which is not here: python -m pip install "
+            "'llmkit-course[grader]'. Grading runs on Linux."
+        )
+        err.print(said, style="red", markup=False)
+        raise SystemExit(1) from None
     except (BuildError, LookupError, RuntimeError, OSError) as error:
         err.print(str(error), style="red", markup=False)
         raise SystemExit(1) from None

@@ -10,7 +10,7 @@ import torch
 
 from autograder.cells import source_of
 from autograder.check import Asserts, Check, Exercise
-from autograder.masters import Master
+from autograder.master import Master
 from autograder.sandbox import Limits
 
 

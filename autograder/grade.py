@@ -26,13 +26,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import nbformat
 import torch
 from nbformat import NotebookNode
 from nbgrader.api import Gradebook
 
-from autograder.build import release
-from autograder.course import Chapter, find_chapter
+from autograder.course import Chapter
 from autograder.feedback import with_verdicts
 from autograder.fingerprint import of_exercise, of_notebook, versions
 from autograder.gradebook import (
@@ -46,8 +44,8 @@ from autograder.gradebook import (
 )
 from autograder.graded import Graded, RecordError, record_path, write_atomically
 from autograder.judge import judge_submission
-from autograder.masters import Master, chapter_from, chapter_master, sources
-from autograder.practice import PRACTICE_SEED
+from autograder.master import Master
+from autograder.masters import chapter_master, sources
 from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
 from autograder.settings import SettingsError, nbgrader_settings
 from autograder.submission import Found, Unreadable, find_submissions, read_submission
@@ -292,30 +290,6 @@ def _bring_home(
     write_atomically(folder / f"{result.notebook}.ipynb", judged.text)
     record(gradebook, cells, result.student, judged.entry)
     result.save(record_path(course, result.student, result.chapter))
-
-
-def check_notebook(path: Path, chapter: str = "", trusted: bool = False) -> Graded:
-    """Score one notebook by itself on the practice cases: what a student asks before handing in.
-
-    chapter:  told by the file's name otherwise
-    trusted:  run it without the sandbox, as a program of one's own
-    """
-    start = time.perf_counter()
-    try:
-        taught = find_chapter(chapter or path.stem)
-    except LookupError as error:
-        hint = "" if chapter else " Keep the file's name, 10-decoding.ipynb say, or give --chapter."
-        raise LookupError(f"{error}{hint}") from None
-    notebook = nbformat.read(path, as_version=4)
-    if any("### BEGIN SOLUTION" in cell.source for cell in notebook.cells):
-        notebook = release(notebook)  # an instructor's
-    submission = read_submission(path, notebook)
-    master = chapter_from(notebook, taught)
-    with Sandbox(Limits(), trusted=trusted) as sandbox:
-        verdicts = judge_submission(sandbox, master, submission, PRACTICE_SEED, False)
-    seconds = time.perf_counter() - start
-    problems = tuple(submission.problems)
-    return Graded("", taught.slug, tuple(verdicts), problems, PRACTICE_SEED, seconds=seconds)
 
 
 def blank_notebook(course: Path, chapter: Chapter) -> NotebookNode:

@@ -57,7 +57,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import Session
 
-from autograder.masters import Master
+from autograder.master import Master
 
 COURSE_ID = "llm"
 URLS = "postgresql+psycopg://USER@HOST/DATABASE or sqlite:////FOLDER/gradebook.db"

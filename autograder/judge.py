@@ -11,7 +11,7 @@ from functools import cache
 from autograder.cells import source_of
 from autograder.check import Asserts, Case, Check, Exercise
 from autograder.inside.outcome import Error, Outcome
-from autograder.masters import Master
+from autograder.master import Master
 from autograder.sandbox import Sandbox, Worker, WorkerDied, calls
 from autograder.submission import Step, Submission
 from autograder.verdict import Verdict, judge, lost

@@ -1,14 +1,9 @@
-"""The notebooks that can be graded, as grading starts from them.
+"""The notebooks of a course that can be graded, and how their masters are made.
 
-    solutions/02-losses/02-losses.md   a chapter of ours; its checks are in autograder/checks/
-    source/ps1/problem1.ipynb          one of the notebooks of an nbgrader assignment
-
-A master is what students were given, plus the hidden tests that they were not: what nbgrader keeps
-in its gradebook. From here on both kinds are graded alike: what differs follows from what the
-graded cells hold, and from `Master.chapter`.
+solutions/02-losses/02-losses.md   a chapter of ours; its checks are in autograder/checks/
+source/ps1/problem1.ipynb          one of the notebooks of an nbgrader assignment
 """
 
-import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,74 +14,16 @@ import nbformat
 from nbformat import NotebookNode
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import ClearHiddenTests
-from nbgrader.utils import find_all_files, is_grade, is_solution
+from nbgrader.utils import find_all_files, is_grade
 from traitlets.config import Config
 
 from autograder.build import BuildError, identify, instructor_notebook, release
-from autograder.check import Asserts, Exercise
-from autograder.course import (
-    CHAPTERS,
-    Chapter,
-    allowed_modules,
-    chapters,
-    checks_of,
-    find_chapter,
-    graded_call,
-)
+from autograder.course import CHAPTERS, Chapter, chapters, checks_of, find_chapter
+from autograder.master import HIDDEN, Master, chapter_from
 from autograder.settings import nbgrader_settings
 
 MAX_BESIDE = 24 * 2**20  # bytes: what a worker can be sent in one message
-HIDDEN = "hidden_lines"  # a cell's metadata: the numbers, from 1, of the lines that no student sees
 AUTOTEST = re.compile(r"^\s*### (HASHED )?AUTOTEST", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Master:
-    """One notebook that can be graded, as data: it can be sent to another process.
-
-    assignment:  "02-losses", "ps1"
-    name:        of the notebook: "02-losses", "problem1"
-    text:        the notebook without solutions and with hidden tests, as JSON
-    beside:      (path, content) of the files that stand in its folder
-    chapter:     the chapter that it is; None for an nbgrader assignment
-    """
-
-    assignment: str
-    name: str
-    text: str
-    beside: tuple[tuple[str, bytes], ...] = ()
-    chapter: Chapter | None = None
-
-    @property
-    def own_cells(self) -> bool:
-        """Whether cells that a student adds or changes are run: nbgrader promises that they are."""
-        return self.chapter is None
-
-    @property
-    def modules(self) -> dict[str, str]:
-        """What a student may import of llmkit: {"llmkit/losses.py": source text}."""
-        return allowed_modules(self.chapter.slug) if self.chapter else {}
-
-    @property
-    def label(self) -> str:
-        """What records and the report call it: "02-losses", "ps1/problem1"."""
-        same = self.assignment == self.name
-        return self.assignment if same else f"{self.assignment}/{self.name}"
-
-    @property
-    def notebook(self) -> NotebookNode:
-        """With hidden tests. Shared: not to be changed."""
-        return _parsed(self.text)
-
-    @property
-    def released(self) -> NotebookNode:
-        """Without hidden tests. Shared: not to be changed."""
-        return _released(self.text)
-
-    @property
-    def exercises(self) -> dict[str, Exercise]:
-        """What is graded without a person, by the graded cell's id, in the notebook's order."""
-        return _exercises(self.chapter, self.text)
 
 
 @dataclass(frozen=True)
@@ -132,12 +69,6 @@ def chapter_master(course: Path, chapter: Chapter) -> Master:
     text = source.read_text(encoding="utf-8")
     notebook = release(instructor_notebook(text, checks_of(chapter.slug), source.name))
     return chapter_from(notebook, chapter)
-
-
-def chapter_from(released: NotebookNode, chapter: Chapter) -> Master:
-    """The master of a chapter whose release is given."""
-    text = nbformat.writes(released, version=4)
-    return Master(chapter.slug, chapter.slug, text, chapter=chapter)
 
 
 def _assignments(source: Path) -> dict[str, Path]:
@@ -200,34 +131,3 @@ def _beside(folder: Path, settings: Config) -> tuple[tuple[str, bytes], ...]:
             f"{MAX_BESIDE // 2**20} MiB: move out what grading does not need."
         )
     return tuple((path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths)
-
-
-@functools.cache
-def _parsed(text: str) -> NotebookNode:
-    return nbformat.reads(text, as_version=4)
-
-
-@functools.cache
-def _released(text: str) -> NotebookNode:
-    notebook = nbformat.reads(text, as_version=4)
-    for cell in notebook.cells:
-        hidden = cell.metadata.pop(HIDDEN, ())
-        lines = enumerate(cell.source.split("\n"), start=1)
-        cell.source = "\n".join(line for number, line in lines if number not in hidden)
-    return notebook
-
-
-@functools.cache
-def _exercises(chapter: Chapter | None, text: str) -> dict[str, Exercise]:
-    checks, found = checks_of(chapter.slug) if chapter else {}, {}
-    for cell in _parsed(text).cells:
-        if cell.cell_type != "code" or not is_grade(cell) or is_solution(cell):
-            continue
-        name, points = cell.metadata.nbgrader.grade_id, cell.metadata.nbgrader.points
-        call = graded_call(cell.source)
-        if call and call[0] in checks:
-            found[name] = checks[call[0]]
-        else:
-            hidden = frozenset(cell.metadata.get(HIDDEN, ()))
-            found[name] = Asserts(name, points, cell.source, hidden)
-    return found

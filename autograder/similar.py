@@ -40,7 +40,8 @@ from autograder.check import Check
 from autograder.course import SOLUTION
 from autograder.display import one_line, printable, templates
 from autograder.graded import write_atomically
-from autograder.masters import Master, masters
+from autograder.master import Master
+from autograder.masters import masters
 from autograder.settings import nbgrader_settings
 from autograder.submission import find_submissions, read_submission
 

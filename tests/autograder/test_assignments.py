@@ -20,7 +20,8 @@ from autograder.grade import grade_class
 from autograder.gradebook import open_gradebook
 from autograder.graded import Graded, load_class, record_path
 from autograder.inside.outcome import Error, Outcome
-from autograder.masters import Master, masters
+from autograder.master import Master
+from autograder.masters import masters
 from autograder.report import FORGEABLE, print_report, write_report
 from autograder.sandbox import Limits
 from autograder.settings import nbgrader_settings

@@ -14,10 +14,11 @@ from sqlalchemy import create_engine, inspect, text
 
 from autograder.course import chapters
 from autograder.demo.synthetic import make_class, write_class
-from autograder.grade import check_notebook, grade_class
+from autograder.grade import grade_class
 from autograder.gradebook import COURSE_ID, open_gradebook
 from autograder.graded import Graded, load_class, record_path
 from autograder.sandbox import Limits
+from autograder.selfcheck import check_notebook
 
 ROOT = Path(__file__).parents[2]
 CHAPTER = chapters(ROOT)[0]

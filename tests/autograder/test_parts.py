@@ -14,7 +14,7 @@ from nbgrader.apps.api import NbGraderAPI
 from nbgrader.utils import determine_grade
 
 from autograder import build
-from autograder import masters as masters_module
+from autograder import master as master_module
 from autograder.check import Case, Check, Misconception
 from autograder.course import SOLUTION, checks_of, find_chapter
 from autograder.display import as_html, as_text
@@ -169,9 +169,9 @@ def parted(monkeypatch):
     parts = {"five targets": 3, FAILED: 2}
     changed = dataclasses.replace(checks_of(CHAPTER.slug)["one_hot"], points=5, parts=parts)
     monkeypatch.setitem(checks_of(CHAPTER.slug), "one_hot", changed)
-    masters_module._exercises.cache_clear()
+    master_module._exercises.cache_clear()
     yield changed
-    masters_module._exercises.cache_clear()
+    master_module._exercises.cache_clear()
 
 
 def test_part_of_the_points_reach_the_gradebook_both_ways(parted, tmp_path):

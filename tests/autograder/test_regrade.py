@@ -10,10 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from autograder import judge, masters
+from autograder import judge
+from autograder import master as master_module
 from autograder.__main__ import app
 from autograder.check import Question
-from autograder.course import checks_of
+from autograder.course import checks_of, find_chapter
 from autograder.demo.synthetic import make_class, write_class
 from autograder.explain import explain
 from autograder.fingerprint import of_exercise, of_notebook
@@ -75,13 +76,13 @@ def grade(course: Path, **options) -> tuple[list[Graded], list[tuple[Graded, Gra
 
 def change(monkeypatch, name: str, **fields) -> None:
     monkeypatch.setitem(CHECKS, name, replace(CHECKS[name], **fields))
-    masters._exercises.cache_clear()
+    master_module._exercises.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def forget_changed_checks():
     yield
-    masters._exercises.cache_clear()
+    master_module._exercises.cache_clear()
 
 
 def in_bits(probabilities):
@@ -160,7 +161,7 @@ def test_the_fingerprint_of_an_exercise_is_of_what_decides_it():
 
 
 def test_the_fingerprint_of_a_notebook_is_of_its_code_and_limits():
-    master = chapter_master(ROOT, next(c for c in masters.CHAPTERS if c.slug == CHAPTER))
+    master = chapter_master(ROOT, find_chapter(CHAPTER))
     same = of_notebook(master, LIMITS)
     notebook = json.loads(master.text)
     prose = next(c for c in notebook["cells"] if c["cell_type"] == "markdown")

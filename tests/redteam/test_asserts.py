@@ -13,7 +13,8 @@ from autograder.course import SOLUTION, find_chapter
 from autograder.display import as_html, as_text
 from autograder.feedback import with_verdicts
 from autograder.judge import judge_submission
-from autograder.masters import HIDDEN, Master, chapter_from, chapter_master
+from autograder.master import HIDDEN, Master, chapter_from
+from autograder.masters import chapter_master
 from autograder.sandbox import Sandbox
 from autograder.submission import read_submission
 from autograder.verdict import Verdict
