@@ -45,14 +45,17 @@ class Page:
         for domain in ("Page", "Log", "Runtime", "Network"):
             self.call(f"{domain}.enable")
 
-    def open(self, path: Path, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Show a file; offline, and in a window of this many CSS pixels."""
+    def open(
+        self, address: Path | str, width: int = 1200, height: int = 900, dark: bool = False
+    ) -> None:
+        """Show a file or a URL in a window of this many CSS pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        url = address if isinstance(address, str) else address.resolve().as_uri()
+        self.call("Page.navigate", url=url)
         while not self.loaded:
             self._read()
 
@@ -61,6 +64,21 @@ class Page:
         done = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 60) -> object:
+        """What the expression gives when it first gives something true."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < deadline, f"{expression} stays {value!r}"
+            time.sleep(0.1)
+        return value
+
+    def press(self, key: str, code: int, modifiers: int = 0) -> None:
+        """Press a key by its name and number in DOM; modifiers: 2 is Ctrl, 8 is Shift."""
+        text = {"text": "\r"} if key == "Enter" and not modifiers else {}
+        for kind in ("keyDown", "keyUp"):
+            named = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+            self.call("Input.dispatchKeyEvent", type=kind, **named, **text)
 
     def screenshot(self, path: Path) -> Path:
         """Write what the window shows, as a PNG."""
