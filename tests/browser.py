@@ -65,7 +65,7 @@ class Page:
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 60) -> object:
+    def wait(self, expression: str, seconds: float = 120) -> object:
         """What the expression gives when it first gives something true."""
         deadline = time.monotonic() + seconds
         while not (value := self.evaluate(expression)):
