@@ -2,13 +2,16 @@
 PYTHON ?= python3
 python := .venv/bin/python
 
-.PHONY: demo lab test notebooks bench
+.PHONY: demo lab demos test notebooks bench
 
 demo: .venv/installed  # the tour: SmolLM2 answers, a class is graded, a report is written
 	$(python) -m autograder demo
 
 lab: .venv/installed  # the course, in JupyterLab
 	$(python) -m autograder lab
+
+demos: .venv/installed  # live, for a lecture, in a browser
+	cd demos && ../$(python) -m jupytext --quiet --to ipynb *.md && JUPYTER_PATH=. ../$(python) -m voila
 
 test: .venv/installed  # everything that gates a change
 	$(python) -m ruff check . && $(python) -m ruff format --check .
@@ -25,5 +28,5 @@ bench: .venv/installed  # side by side with what a user would pick instead
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.11." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --without-pip .venv
-	$(PYTHON) -m pip --python .venv install -c constraints.txt $(shell grep ^torch== constraints.txt) -e '.[grader,cluster,bench,test]'
+	$(PYTHON) -m pip --python .venv install -c constraints.txt $(shell grep ^torch== constraints.txt) -e '.[grader,teach,cluster,bench,test]'
 	@touch $@

@@ -4,12 +4,15 @@ import base64
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -31,7 +34,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Page:
-    """One tab. `console` holds all that the browser complained of, and `asked` all URLs."""
+    """One tab. `console` holds the errors that the browser told of, and `asked` all URLs."""
 
     def __init__(self, send: int, receive: int):
         self.send, self.receive, self.buffer, self.number = send, receive, b"", 0
@@ -60,8 +63,9 @@ class Page:
             self._read()
 
     def evaluate(self, expression: str) -> object:
-        """The value of a JavaScript expression in the page, whatever the page's policy says."""
-        done = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression in the page, or what it promises."""
+        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        done = self.call("Runtime.evaluate", **asked)
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
@@ -79,6 +83,18 @@ class Page:
         for kind in ("keyDown", "keyUp"):
             named = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
             self.call("Input.dispatchKeyEvent", type=kind, **named, **text)
+
+    def barriers(self) -> list[str]:
+        """What axe finds that keeps people out: serious or critical, and where."""
+        script = resources.files("axe_playwright_python") / "axe.min.js"
+        self.evaluate(f"{script.read_text(encoding='utf-8')}; null")
+        found = self.evaluate("axe.run({resultTypes: ['violations']}).then(r => r.violations)")
+        return [
+            f"{one['impact']} {one['id']}: {node['target']} {node['html'][:200]}"
+            for one in found
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"]
+        ]
 
     def screenshot(self, path: Path) -> Path:
         """Write what the window shows, as a PNG."""
@@ -111,7 +127,7 @@ class Page:
                 self.loaded = True
             case "Log.entryAdded":
                 self.console.append(params["entry"]["text"])
-            case "Runtime.consoleAPICalled":
+            case "Runtime.consoleAPICalled" if params["type"] in ("error", "assert"):
                 self.console.append(str([each.get("value") for each in params["args"]]))
             case "Runtime.exceptionThrown":
                 self.console.append(params["exceptionDetails"]["text"])
@@ -149,3 +165,23 @@ def chromium() -> Iterator[Page]:
             browser.wait()
             os.close(send)
             os.close(receive)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(url: str, server: subprocess.Popen, seconds: float = 120) -> None:
+    """Until the server answers at this URL."""
+    deadline = time.monotonic() + seconds
+    while True:
+        assert server.poll() is None, "the server ended"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.2)

@@ -2,11 +2,8 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 
 from autograder.cells import source_of
 from autograder.course import checks_of
-from tests.browser import PROGRAM, Page, chromium
+from tests.browser import PROGRAM, Page, chromium, free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
 CHAPTER, EXERCISE = "01-ngrams", "count_bigram"
@@ -26,9 +23,7 @@ def lab(tmp_path) -> Iterator[str]:
     """The URL of JupyterLab as `autograder lab` starts it, in a folder with one chapter."""
     folder = tmp_path / "notebooks"
     shutil.copytree(ROOT / "notebooks" / CHAPTER, folder / CHAPTER)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--no-browser", f"--port={port}", "--IdentityProvider.token=t", "--allow-root"]
     home = {name: str(tmp_path) for name in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
     server = subprocess.Popen(
@@ -46,18 +41,6 @@ def lab(tmp_path) -> Iterator[str]:
     finally:
         os.killpg(server.pid, 15)
         server.wait()
-
-
-def wait_for(url: str, server: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        assert server.poll() is None, "JupyterLab ended"
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "JupyterLab does not answer"
-            time.sleep(0.2)
 
 
 def answer(page: Page, source: str) -> None:

@@ -5,6 +5,7 @@ A module for each chapter, and one look for all of them, in `style`.
 
 from llmkit.plots.attention import (
     attention_maps,
+    cache_sizes,
     cut_into_heads,
     masks,
     seconds_per_token,
@@ -13,7 +14,14 @@ from llmkit.plots.attention import (
     soft_lookup,
     sorted_weights,
 )
-from llmkit.plots.decoding import acceptance, beam_tree, filtered_bars, overlap, token_bars
+from llmkit.plots.decoding import (
+    acceptance,
+    beam_tree,
+    drafted_tokens,
+    filtered_bars,
+    overlap,
+    token_bars,
+)
 from llmkit.plots.efficiency import (
     divergence_by_bits,
     predicted_and_measured,
@@ -62,6 +70,7 @@ from llmkit.plots.positions import (
     rope_phases,
     score_matrices,
     turned_arrows,
+    turned_pair,
 )
 from llmkit.plots.pretraining import (
     by_length,

@@ -139,8 +139,13 @@ def _numbers(ax: Axes, blocks: Sequence[Tensor], colour_of: Mapping[float, str])
     ax.spines[:].set_visible(False)
 
 
-def shared_heads(num_heads: int, num_kv_heads: int, title: str = "") -> Figure:
-    """Which query heads share which key/value head, with a line from each to its own."""
+def shared_heads(
+    num_heads: int, num_kv_heads: int, title: str = "", marked: int | None = None
+) -> Figure:
+    """Which query heads share which key/value head, with a line from each to its own.
+
+    marked: a query head to ring
+    """
     figure, (ax,) = card(8.0, 2.6)
     groups = num_heads // num_kv_heads
     for head in range(num_heads):
@@ -149,6 +154,8 @@ def shared_heads(num_heads: int, num_kv_heads: int, title: str = "") -> Figure:
         below = shared * groups + (groups - 1) / 2
         ax.plot([head, below], [1, 0], color=colour, lw=3, zorder=0)
         _disc(ax, head, 1, colour, str(head))
+        if head == marked:
+            ax.plot(head, 1, "o", ms=27, mec=BLACK, mew=2, fillstyle="none")
     for shared in range(num_kv_heads):
         _disc(
             ax,
@@ -173,10 +180,11 @@ def _disc(ax: Axes, x: float, y: float, colour: str, text: str, marker: str = "o
 
 def attention_maps(maps: Mapping[str, Tensor], tokens: Sequence[str]) -> Figure:
     """Attention weights as heat maps, two in a row: title -> (T, T), a row for each query."""
-    rows = (len(maps) + 1) // 2
+    columns = min(len(maps), 2)
+    rows = -(-len(maps) // columns)
     size = 0.155 * len(tokens) + 1.0
-    figure = Figure(figsize=(2 * size, rows * size), facecolor="white", layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).flatten()
+    figure = Figure(figsize=(columns * size, rows * size), facecolor="white", layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     labels = [visible(token) for token in tokens]
     for ax, (title, weights) in zip(axes, maps.items(), strict=False):
         drawn = ax.imshow(weights, cmap=SEQUENTIAL, vmin=0, vmax=1)
@@ -187,7 +195,7 @@ def attention_maps(maps: Mapping[str, Tensor], tokens: Sequence[str]) -> Figure:
     for ax in axes[len(maps) :]:
         ax.axis("off")
     axes[0].set_ylabel("query: the token that looks")
-    axes[min(2 * (rows - 1), len(maps) - 1)].set_xlabel("key: the token that is looked at")
+    axes[columns * (rows - 1)].set_xlabel("key: the token that is looked at")
     figure.colorbar(drawn, ax=list(axes), shrink=0.5, label="weight")
     return figure
 
@@ -211,6 +219,37 @@ def seconds_per_token(lengths: Sequence[int], curves: Mapping[str, Sequence[floa
     ax.set(xlim=(0, 1.03 * lengths[-1]), ylim=(0, None))
     ax.margins(y=0.15)
     return figure
+
+
+def cache_sizes(
+    models: Mapping[str, tuple[float, float]], context: int, lines: Mapping[str, float]
+) -> Figure:
+    """The key/value caches of models as bars, and what MHA would take: name -> (bytes, as MHA).
+
+    lines: one or two amounts to hold against them, name -> bytes
+    """
+    figure, (ax,) = card(8.0, 0.9 + 0.32 * len(models))
+    for row, (size, as_mha) in enumerate(models.values()):
+        ax.barh(row, as_mha, 0.7, color="0.88", edgecolor="0.6", hatch="//")
+        ax.barh(row, size, 0.7, color=BLUE)
+        label = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        ax.text(1.15 * max(size, as_mha), row, _size(size), va="center", fontsize=9, bbox=label)
+    for (name, size), side in zip(lines.items(), ("right", "left"), strict=False):
+        ax.axvline(size, color=VERMILION, lw=1.5, ls="--", zorder=0)
+        ax.text(size, -0.75, f" {name} ", color=VERMILION, ha=side, va="bottom", fontsize=9)
+    ax.set_yticks(range(len(models)), list(models), fontsize=9)
+    ax.set(xscale="log", xlim=(1e6, 3e13), ylim=(len(models) - 0.4, -0.6))
+    ax.set_xticks([10.0**n for n in range(6, 14, 3)], ["1 MB", "1 GB", "1 TB"])
+    ax.set_xlabel(f"cache of {context:,} tokens, bfloat16; hatched: if each query head had its own")
+    return figure
+
+
+def _size(number: float) -> str:
+    """A number of bytes as people say it."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number / 1e3:.3g} kB"
 
 
 def share_by_layer(shares: Mapping[str, Tensor]) -> Figure:

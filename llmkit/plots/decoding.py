@@ -1,5 +1,6 @@
 """The figures of chapter 10: decoding."""
 
+import html
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -46,7 +47,8 @@ def beam_tree(levels: Sequence[Sequence[tuple[int, str, float, bool]]]) -> Figur
     levels: of each length the candidates: (parent's place among the kept ones of the level before,
     token, log-probability of the whole sequence, whether it is kept).
     """
-    figure, (ax,) = card(7.6, 3.6)
+    most = max(map(len, levels))
+    figure, (ax,) = card(max(7.6, 1.6 * len(levels) + 1), max(3.6, 0.5 * most))
     kept = [(0.0, 0.0)]
     ax.text(0, 0, "start", ha="center", va="center", fontsize=9, bbox=_round("white"))
     for x, level in enumerate(levels, start=1):
@@ -67,6 +69,51 @@ def beam_tree(levels: Sequence[Sequence[tuple[int, str, float, bool]]]) -> Figur
     ax.set(xlim=(-0.3, len(levels) + 0.4), ylim=(-1, 1))
     ax.axis("off")
     return figure
+
+
+def drafted_tokens(prompt: str, passes: Sequence[tuple[Sequence[str], Sequence[str]]]) -> str:
+    """HTML of speculative decoding: the text so far, and what each pass of the model did.
+
+    passes: of each the tokens that were drafted, and those that it gained: the drafted ones that
+    stand, and one of the model's own.
+    """
+    written, lines = "", ""
+    for number, (drafted, gained) in enumerate(passes, 1):
+        stands, own = gained[:-1], gained[-1]
+        marked = [_token(token, GREEN) for token in stands]
+        fallen = [_token(token, VERMILION, "line-through") for token in drafted[len(stands) :]]
+        mine = _token(own, SKY)
+        written += "".join(marked) + mine
+        lines += (
+            f"<tr><th scope=row style='text-align: right'>{number}</th>"
+            f"<td style='text-align: left'>{''.join(marked + fallen)} {mine}</td></tr>"
+        )
+    tokens = sum(len(gained) for _, gained in passes)
+    told = f"{tokens} tokens in {len(passes)} passes of the model"
+    told += f": {tokens / len(passes):.2f} a pass" if passes else ""
+    key = " ".join(
+        _token(word, colour, line)
+        for word, colour, line in (
+            ("drafted, and it stands", GREEN, "none"),
+            ("drafted, and it falls", VERMILION, "line-through"),
+            ("the model's own", SKY, "none"),
+        )
+    )
+    return (
+        '<div style="background: white; color: black; padding: 0.8em; font-family: monospace; '
+        f'line-height: 1.75"><p>{key}</p><p style="white-space: pre-wrap"><b>'
+        f"{html.escape(prompt)}</b>{written}</p><p>{told}</p>"
+        f"<table><caption>pass by pass</caption>{lines}</table></div>"
+    )
+
+
+def _token(text: str, colour: str, line: str = "none") -> str:
+    style = (
+        f"background: color-mix(in srgb, {colour} 35%, white); border-radius: 3px; "
+        f"padding: 2px 1px; white-space: pre-wrap; text-decoration: {line}"
+    )
+    shown = html.escape(text).replace("\n", "⏎\n")
+    return f'<span style="{style}">{shown}</span>&#8203;'
 
 
 def overlap(names: Sequence[str], target: Tensor, draft: Tensor) -> Figure:

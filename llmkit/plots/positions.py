@@ -1,12 +1,13 @@
 """The figures of chapter 04: positions."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from llmkit.plots.style import BLUE, CYCLIC, DIVERGING, ORANGE, SEQUENTIAL, VERMILION, card
+from llmkit.plots.style import BLACK, BLUE, CYCLIC, DIVERGING, ORANGE, SEQUENTIAL, VERMILION, card
 
 
 def position_codes(codes: dict[str, Tensor], first: int = 0) -> Figure:
@@ -59,6 +60,34 @@ def dials(vector: Tensor, turned: Tensor, position: int) -> Figure:
         ax.set_title(f"features {i} and {i + pairs}", fontsize=9)
         ax.spines[["top", "right"]].set_visible(True)
     figure.suptitle(f"position {position}", color=BLUE)
+    return figure
+
+
+def turned_pair(
+    query: Tensor, key: Tensor, distance: int, scores: Mapping[int, float], title: str
+) -> Figure:
+    """A turned query and key as dials, one for each pair of features; below, score by distance.
+
+    Shapes: query and key (d,).
+    """
+    pairs = len(query) // 2
+    figure = Figure(figsize=(max(6.5, 1.6 * pairs), 4.4), facecolor="white", layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    upper.suptitle(title, fontsize=11)
+    for i, ax in enumerate(upper.subplots(1, pairs, squeeze=False)[0]):
+        reach = 1.15 * max(x[[i, i + pairs]].norm().item() for x in (query, key))
+        for x, colour in ((query, BLUE), (key, VERMILION)):
+            arrow = {"arrowstyle": "-|>", "color": colour, "lw": 2.5}
+            ax.annotate("", x[[i, i + pairs]].tolist(), (0, 0), arrowprops=arrow)
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+        ax.set_title(f"features {i} and {i + pairs}", fontsize=9)
+    ax = lower.subplots()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.plot(scores.keys(), scores.values(), color="0.5", lw=1.5)
+    ax.plot(distance, (query @ key).item(), "o", color=BLACK, ms=9)
+    reach = 1.1 * max(abs(score) for score in scores.values())
+    ax.set(xlabel="query's position − key's position", ylabel="score q · k", ylim=(-reach, reach))
+    ax.text(0.99, 0.97, "blue: query, red: key", transform=ax.transAxes, ha="right", va="top")
     return figure
 
 

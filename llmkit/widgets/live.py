@@ -1,18 +1,41 @@
 """What all widgets share: a picture that follows its controls."""
 
+import html
+import os
 from collections.abc import Callable, Sequence
 
 import ipywidgets
 from IPython.display import HTML, display
 
+# the looks of a control: a slider, and a line of text
+WIDE = {"style": {"description_width": "9em"}, "layout": {"width": "min(34em, 95%)"}}
+LINE = {"style": {"description_width": "9em"}, "layout": {"width": "95%"}}
+
+
+def live_picture(picture: Callable[[], str]) -> Callable[[], None]:
+    """Display the HTML of `picture`; the function returned draws it anew, in the same place.
+
+    The picture is an ordinary output, so where no kernel lives it stays, as a still. A page of
+    Voilà's keeps nothing up to date but widgets, so there it is one.
+    """
+    if os.environ.get("SERVER_SOFTWARE", "").startswith("voila/"):
+        widget = ipywidgets.HTML(picture())
+        display(widget)
+        return lambda: setattr(widget, "value", picture())
+    page = display(HTML(picture()), display_id=True)
+    return lambda: page.update(HTML(picture()))
+
 
 def follow(controls: Sequence[ipywidgets.ValueWidget], picture: Callable[[], str]) -> None:
-    """Display the controls and, below, the HTML of `picture`, drawn anew whenever one is moved.
-
-    The picture is an ordinary output, so where no kernel lives it stays, as a still.
-    """
+    """Display the controls and, below, the HTML of `picture`, drawn anew when one is moved."""
     live = ipywidgets.VBox(controls)._repr_mimebundle_()
     display(live | {"text/plain": "Run this cell to move its sliders."}, raw=True)
-    page = display(HTML(picture()), display_id=True)
+    redraw = live_picture(picture)
     for control in controls:
-        control.observe(lambda _: page.update(HTML(picture())), "value")
+        control.observe(lambda _: redraw(), "value")
+
+
+def written(prompt: str, text: str) -> str:
+    """HTML of a prompt, in bold, and what a model wrote after it."""
+    style = "background: white; color: black; padding: 0.6em; white-space: pre-wrap"
+    return f'<pre style="{style}"><b>{html.escape(prompt)}</b>{html.escape(text)}</pre>'

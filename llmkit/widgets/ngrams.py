@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import ipywidgets
 
 from llmkit import plots
-from llmkit.widgets.live import follow
+from llmkit.widgets.live import follow, written
 
 
 def next_character_explorer(
@@ -37,11 +37,7 @@ def next_character_explorer(
             drawn = plots.image(figure, f"{title}; likeliest next: {said}")
         else:
             drawn = f"<p>n = {n}: the model has never seen <code>{html.escape(shown)}</code>.</p>"
-        style = "background: white; color: black; padding: 0.6em; white-space: pre-wrap"
-        return (
-            f'{drawn}<pre style="{style}"><b>{html.escape(typed)}</b>'
-            f"{html.escape(write(n, typed))}</pre>"
-        )
+        return drawn + written(typed, write(n, typed))
 
     box = ipywidgets.Text(text, description="text")
     slider = ipywidgets.IntSlider(start, 1, largest, description="n")

@@ -6,7 +6,7 @@ import ipywidgets
 from torch import Tensor
 
 from llmkit import plots
-from llmkit.widgets.live import follow
+from llmkit.widgets.live import WIDE, follow
 
 
 def turning_dials(
@@ -24,3 +24,22 @@ def turning_dials(
 
     slider = ipywidgets.IntSlider(start, 0, last, description="position")
     follow([slider], picture)
+
+
+def turning_pair(query: Tensor, key: Tensor, turn: Callable[[Tensor, int], Tensor]) -> None:
+    """A query and a key, each with a slider for its position: their dials and their score.
+
+    Shapes: query and key (d,); turn: vector, position -> (d,).
+    """
+    last = 40
+    scores = {d: (turn(query, d) @ key).item() for d in range(-last, last + 1)}
+
+    def picture() -> str:
+        m, n = at_query.value, at_key.value
+        turned = turn(query, m), turn(key, n)
+        said = f"query at {m}, key at {n}: distance {m - n}, score {turned[0] @ turned[1]:.3f}"
+        return plots.image(plots.turned_pair(*turned, m - n, scores, said), said)
+
+    at_query = ipywidgets.IntSlider(12, 0, last, description="query's position", **WIDE)
+    at_key = ipywidgets.IntSlider(4, 0, last, description="key's position", **WIDE)
+    follow([at_query, at_key], picture)

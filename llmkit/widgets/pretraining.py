@@ -1,12 +1,12 @@
-"""The widget of chapter 09: a learning rate's way up and down; and a picture drawn live."""
+"""The widgets of chapter 09: a learning rate's way up and down, and training seen live."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import ipywidgets
-from IPython.display import HTML, display
 
 from llmkit import plots
-from llmkit.widgets.live import follow
+from llmkit.widgets.live import follow, written
 
 
 def schedule_knobs(schedule: Callable[[int, int, float, int, float], float]) -> None:
@@ -35,7 +35,24 @@ def schedule_knobs(schedule: Callable[[int, int, float, int, float], float]) -> 
     follow([warmup, peak, floor], picture)
 
 
-def live_picture(picture: Callable[[], str]) -> Callable[[], None]:
-    """Display the HTML of `picture`; the function returned draws it anew, in the same place."""
-    page = display(HTML(picture()), display_id=True)
-    return lambda: page.update(HTML(picture()))
+def training_player(losses: Iterator[float], steps: int, write: Callable[[], str]) -> None:
+    """A play button that trains: the curve so far, and what the model writes by now.
+
+    losses:  does one step of training for each loss that is taken from it, at most `steps`
+    write:   a text by the model as it is
+    """
+    done: list[float] = []
+    pause, busy = 1.0, 0.5  # seconds from one picture to the next, and those of them for training
+
+    def picture() -> str:
+        end = time.perf_counter() + busy
+        while play.value and time.perf_counter() < end and (loss := next(losses, None)) is not None:
+            done.append(loss)
+        if not done:
+            return "<p>Press ▶ to train.</p>" + written("", write())
+        said = f"step {len(done)} of {steps}: loss {sum(done[-10:]) / len(done[-10:]):.2f}"
+        figure = plots.learning_curve(done, [], {}, steps)
+        return f"{plots.image(figure, said)}<p>{said} nats per byte</p>{written('', write())}"
+
+    play = ipywidgets.Play(0, min=0, max=10**6, interval=round(1000 * pause), show_repeat=False)
+    follow([play], picture)
