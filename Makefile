@@ -2,7 +2,7 @@
 PYTHON ?= python3
 python := .venv/bin/python
 
-.PHONY: demo lab demos test notebooks bench
+.PHONY: demo lab demos slides book test notebooks bench
 
 demo: .venv/installed  # the tour: SmolLM2 answers, a class is graded, a report is written
 	$(python) -m autograder demo
@@ -12,6 +12,13 @@ lab: .venv/installed  # the course, in JupyterLab
 
 demos: .venv/installed  # live, for a lecture, in a browser
 	cd demos && ../$(python) -m jupytext --quiet --to ipynb *.md && JUPYTER_PATH=. ../$(python) -m voila
+
+slides: .venv/installed  # every chapter with its solutions and outputs, in build/slides/
+	$(python) -m autograder slides
+
+book: .venv/installed  # the chapters as they ran, the guides and llmkit's reference, as a site
+	$(python) -m sphinx -q docs build/book
+	@echo "The book: build/book/index.html"
 
 test: .venv/installed  # everything that gates a change
 	$(python) -m ruff check . && $(python) -m ruff format --check .

@@ -85,6 +85,21 @@ def execute(
 
 
 @app.command()
+def slides(
+    chapters: Annotated[list[str] | None, typer.Argument(help="Only these: 02-losses …")] = None,
+    course: Course = Path("."),
+) -> None:
+    """Write chapters as slides, with outputs and solutions, into build/slides/."""
+    from autograder.course import chapters as existing
+    from autograder.course import find_chapter
+    from autograder.slides import write_slides
+
+    folder = course.resolve() / "build" / "slides"
+    for chapter in [find_chapter(c) for c in chapters or ()] or existing(course):
+        out.print(str(write_slides(course.resolve(), chapter, folder)), highlight=False)
+
+
+@app.command()
 def outline(course: Course = Path(".")) -> None:
     """Count what each chapter holds: exercises, points, misconceptions, minutes."""
     from autograder.course import chapters

@@ -88,7 +88,8 @@ class Page:
         """What axe finds that keeps people out: serious or critical, and where."""
         script = resources.files("axe_playwright_python") / "axe.min.js"
         self.evaluate(f"{script.read_text(encoding='utf-8')}; null")
-        found = self.evaluate("axe.run({resultTypes: ['violations']}).then(r => r.violations)")
+        options = "{resultTypes: ['violations'], preload: false}"
+        found = self.evaluate(f"axe.run({options}).then(r => r.violations)")
         return [
             f"{one['impact']} {one['id']}: {node['target']} {node['html'][:200]}"
             for one in found
@@ -125,8 +126,9 @@ class Page:
         match message.get("method"):
             case "Page.loadEventFired":
                 self.loaded = True
-            case "Log.entryAdded":
-                self.console.append(params["entry"]["text"])
+            case "Log.entryAdded" if params["entry"]["level"] == "error":
+                entry = params["entry"]
+                self.console.append(f"{entry['text']} {entry.get('url', '')}".strip())
             case "Runtime.consoleAPICalled" if params["type"] in ("error", "assert"):
                 self.console.append(str([each.get("value") for each in params["args"]]))
             case "Runtime.exceptionThrown":
