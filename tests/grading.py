@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
@@ -15,12 +16,12 @@ CHAPTER = "02-losses"
 KINDS = ("perfect", "style", "blank", "unfinished", "crashing")
 
 
-def write_small_class(target: Path) -> Path:
+def write_small_class(target: Path, kinds: Collection[str] = KINDS) -> Path:
     """A course's folder in which a few honest students have handed in one chapter."""
     course = target.with_name(f"{target.name}-course")
     shutil.copytree(ROOT / "solutions" / CHAPTER, course / "solutions" / CHAPTER)
     shutil.copy(ROOT / "nbgrader_config.py", course)
-    write_class(course, target, [s for s in make_class(course) if s.kind in KINDS])
+    write_class(course, target, [s for s in make_class(course) if s.kind in kinds])
     return target
 
 

@@ -86,6 +86,7 @@ def test_a_page_renders_without_complaint_and_asks_for_nothing(name, dark, width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     red, green, blue = map(int, re.findall(r"\d+", background))
     assert max(red, green, blue) < 64 if dark else min(red, green, blue) > 192
+    assert page.barriers() == []
 
 
 def test_hostile_text_is_shown_as_text(page, report, alike):
