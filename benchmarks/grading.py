@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def environment() -> dict[str, str]:
     return os.environ | {"PATH": path, "PYTHONPATH": python_path}
 
 
-def measure(command: list[str], folder: Path) -> Cost:
-    """What a command takes; it must succeed.
+def measure(command: list[str], folder: Path, cores: set[int] | None = None) -> Cost:
+    """What a command takes, on these cores or on all; it must succeed.
 
     The whole machine's CPU-seconds are counted, since those of a namespace that the kernel ends
     reach no parent. What the machine spends on other things is measured first, and subtracted.
@@ -82,6 +83,7 @@ def measure(command: list[str], folder: Path) -> Cost:
         env=environment(),
         capture_output=True,
         text=True,
+        preexec_fn=partial(os.sched_setaffinity, 0, cores) if cores else None,
     )
     cpu, wall = busy() - before, time.perf_counter() - start
     if done.returncode:
@@ -150,9 +152,10 @@ def scores(folder: Path) -> dict[tuple[str, str, str], float | None]:
         return {row[:3]: row[3] for row in connection.execute(query)}
 
 
-def grade_ours(students: list[Synthetic], folder: Path, *options: str) -> Cost:
+def grade_ours(students: list[Synthetic], folder: Path, cores: set[int] | None = None) -> Cost:
     write_class(ROOT, folder, students)
-    return measure(["autograder", "grade", "-C", str(folder), *options], folder)
+    jobs = len(cores or os.sched_getaffinity(0))
+    return measure(["autograder", "grade", "-C", str(folder), "-j", str(jobs)], folder, cores)
 
 
 def grade_stock(students: list[Synthetic], folder: Path) -> Cost:
@@ -176,7 +179,8 @@ def figures(notebooks: int) -> Iterator[Figure]:
         print(f"the floor, importing torch: {floor.cpu:.2f} CPU-s, {floor.wall:.2f} s")
         folders = {size: Path(scratch, f"ours-{size}") for size in sizes}
         ours = {size: grade_ours(classes[size], folders[size]) for size in sizes}
-        one_job = grade_ours(classes[notebooks], Path(scratch, "one-job"), "--jobs", "1")
+        one_core = {min(os.sched_getaffinity(0))}
+        alone = grade_ours(classes[notebooks], Path(scratch, "one-core"), one_core)
         stock, same = {}, True
         for size in STOCK:
             folder = Path(scratch, f"stock-{size}")
@@ -214,11 +218,11 @@ def figures(notebooks: int) -> Iterator[Figure]:
     )
     yield Figure("a notebook beyond the student's own", "CPU-s", beyond, goal=0.1)
     yield Figure(
-        f"grading with {os.cpu_count()} jobs",
+        f"grading on {os.cpu_count()} cores",
         "notebooks/s",
         notebooks / mine.wall,
-        "with one",
-        notebooks / one_job.wall,
-        ceiling=os.cpu_count() * notebooks / one_job.wall,
+        "on one",
+        notebooks / alone.wall,
+        ceiling=os.cpu_count() * notebooks / alone.wall,
         limit="cores",
     )

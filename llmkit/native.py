@@ -27,6 +27,13 @@ FLAGS = (
     *("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math"),
 )
 
+# What `native.c` has inner loops for, the best first, and how a compiler is told.
+VECTORS = {
+    "AVX512_VNNI": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma"),
+    "any": (),
+}
+
 
 class NativeError(RuntimeError):
     """`native.c` cannot be compiled or loaded; the message says why."""
@@ -62,11 +69,19 @@ class Block(ctypes.Structure):
     )
 
 
+def vectors() -> str:
+    """The best of VECTORS that this processor has."""
+    known = torch.backends.cpu.get_cpu_capability()
+    if known == "AVX512":
+        features = getattr(torch.cpu, "get_capabilities", dict)()  # newer PyTorch knows
+        return "AVX512_VNNI" if features.get("avx512_vnni") else "AVX2"
+    return "AVX2" if known == "AVX2" else "any"
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The compiled `native.c`. Raises NativeError."""
-    vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    flags = (*FLAGS, "-mavx2", "-mfma") if vectors else FLAGS
+    flags = FLAGS + VECTORS[vectors()]
     source = (resources.files("llmkit") / "native.c").read_bytes()
     key = hashlib.sha256(source + " ".join((*flags, platform.platform())).encode()).hexdigest()
     path = cache_dir() / "native" / f"{key[:16]}.so"

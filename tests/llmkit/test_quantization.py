@@ -52,12 +52,14 @@ def tiny(**changes) -> Llama:
     return model
 
 
-@pytest.fixture(params=["vectors", "portable"])
+@pytest.fixture(params=native.VECTORS)
 def kernels(request, monkeypatch):
-    """native.c for this processor, and as any other compiles it."""
+    """native.c for each kind of processor that this one can stand in for."""
+    best = list(native.VECTORS).index(native.vectors())
+    if request.param in list(native.VECTORS)[:best]:
+        pytest.skip(f"this processor has no {request.param}")
     native.library.cache_clear()
-    if request.param == "portable":
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr(native, "vectors", lambda: request.param)
     yield native.library()
     native.library.cache_clear()
 
@@ -155,6 +157,25 @@ def test_compiled_layer_is_the_dequantized_one(kernels, inputs, outputs, rows):
     # inputs are rounded to steps of max |x| / top; no product moves by more than half of one
     step = x.abs().amax(-1, keepdim=True).double() / min(32767, (2**31 - 1) // 127 // inputs)
     bound = step / 2 * weight.abs().sum(-1) + 1e-6 * expected.abs().amax(-1, keepdim=True)
+    assert ((layer(x) - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("inputs, outputs", [(64, 4), (192, 100), (576, 36)])
+@pytest.mark.parametrize("rows", [24, 25, 36])
+def test_many_inputs_are_rounded_in_groups_of_64(kernels, inputs, outputs, rows):
+    """To 8 bits at worst: each of 64 numbers to a step of the largest among them."""
+    generator = torch.Generator().manual_seed(rows)
+    linear = nn.Linear(inputs, outputs, bias=False).requires_grad_(False)
+    layer = Int8Linear(linear, compiled=True)
+    x = torch.randn(rows, inputs, generator=generator)
+    x[0] *= 1000
+    x[:, :64] *= 100  # each group has its own step
+    x[1] = 0
+    weight = dequantize_int8(layer.weight, layer.scale).double()
+    expected = F.linear(x.double(), weight)
+    step = x.view(rows, -1, 64).abs().amax(-1).double() / 127
+    weights = weight.view(outputs, -1, 64).abs().sum(-1)
+    bound = F.linear(step / 2, weights) + 1e-6 * expected.abs().amax(-1, keepdim=True)
     assert ((layer(x) - expected).abs() <= bound).all()
 
 
