@@ -21,7 +21,16 @@ from nbformat import NotebookNode
 from traitlets.config import Config
 
 from autograder.check import Exercise, Question
-from autograder.course import DEMO, SOLUTION, Chapter, chapters, checks_of, graded_call
+from autograder.course import (
+    DEMO,
+    FIRST_CELL,
+    SOLUTION,
+    Chapter,
+    chapters,
+    checks_of,
+    graded_call,
+)
+from autograder.first_cell import first_cell
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 MARKER = re.compile(r"^\s*(### (?:BEGIN|END) SOLUTION)\s*$", re.MULTILINE)
@@ -121,6 +130,7 @@ def instructor_notebook(text: str, exercises: dict[str, Exercise], file: str) ->
         raise BuildError(f"{open_solution[1]}: no check(...) follows this solution cell.")
     if unchecked := [name for name in exercises if name not in seen]:
         raise BuildError(f"{file}: never checks {', '.join(unchecked)}.")
+    cells.insert(1, _first_cell())  # behind the title
     identify(cells)
     return nbformat.v4.new_notebook(
         cells=cells, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}}
@@ -250,6 +260,17 @@ def _check_markup(cell: NotebookNode, place: str) -> None:
             f"{place}: a <details> fold is cut in two; two blank lines and ```python blocks end a "
             "Markdown cell: use one blank line and ```text."
         )
+
+
+def _first_cell() -> NotebookNode:
+    """The cell that finds the course. Grading, the book and the slides do without it."""
+    metadata = {
+        "jupyter": {"source_hidden": True},
+        "nbgrader": _nbgrader(FIRST_CELL, locked=True),
+        "slideshow": {"slide_type": "skip"},
+        "tags": [DEMO, "remove-cell"],
+    }
+    return nbformat.v4.new_code_cell(first_cell(), metadata=metadata)
 
 
 def _mark_written(cell: NotebookNode, place: str) -> str:

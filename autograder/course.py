@@ -17,7 +17,12 @@ from pathlib import Path
 from autograder.check import Check, Exercise, Question
 
 SOLUTION = "-solution"  # the grade_id of a solution cell is the exercise's name with this behind it
+FIRST_CELL = "find_course"  # the grade_id of the cell that finds the course
 DEMO = "demo"  # the tag of cells that are heavy or need assets: grading skips them
+
+# What pip installs the course from in Colab: "git+https://github.com/ada/course", or a wheel's
+# address. It stands in the first cell of every notebook, so build them again.
+ADDRESS = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ one odd submission must not stop a class.
 """
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from nbformat import NotebookNode, from_dict
 
-from autograder.course import CHAPTERS, DEMO, SOLUTION, find_chapter, graded_call
+from autograder.course import CHAPTERS, DEMO, FIRST_CELL, SOLUTION, find_chapter, graded_call
 
 MAX_BYTES = 20 * 2**20  # of a file
 MAX_CELLS = 5_000
@@ -168,6 +169,26 @@ def find_submissions(
                 yield Found(student.name, folder.name, path, problem)
 
 
+def read_found(found: Found) -> bytes | Unreadable:
+    """What the file of a submission holds, or why it cannot be read.
+
+    Neither of its folders may have become a link since they were found, which could lead to
+    another's submission: each is opened in the one above it.
+    """
+    flags, folders = OPEN_FLAGS | os.O_DIRECTORY, []
+    try:
+        folders.append(os.open(found.path.parent.parent, flags))
+        folders.append(os.open(found.path.parent.name, flags, dir_fd=folders[0]))
+        return read_bytes(Path(found.path.name), folders[1])
+    except OSError:
+        return Unreadable("its folder is gone, or has become a link, since grading began")
+    except Unreadable as reason:
+        return reason
+    finally:
+        for folder in folders:
+            os.close(folder)
+
+
 def valid_student_id(name: str) -> str:
     """`name`, if it is safe as a folder, a database key and a cell of a table.
 
@@ -218,10 +239,13 @@ def _read_cells(file: Path | bytes | Unreadable) -> list[dict[str, Any]]:
     return [_plain(cell) for cell in cells if isinstance(cell, dict)]
 
 
-def read_bytes(path: Path) -> bytes:
-    """What an ordinary file in a submission holds; no link is followed. Raises Unreadable."""
+def read_bytes(path: Path, folder: int | None = None) -> bytes:
+    """What an ordinary file in a submission holds; no link is followed. Raises Unreadable.
+
+    folder:  the descriptor of what a relative path starts from; the working directory otherwise
+    """
     try:
-        descriptor = os.open(path, OPEN_FLAGS)
+        descriptor = os.open(path, OPEN_FLAGS, dir_fd=folder)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -235,7 +259,7 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise Unreadable(f"there is no file {path.name}; was it renamed?") from None
     except OSError as error:
-        if path.is_symlink():
+        if error.errno == errno.ELOOP or path.is_symlink():
             raise Unreadable("the file is a symbolic link; hand in the notebook itself") from None
         raise Unreadable(f"the file cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
@@ -390,12 +414,12 @@ def _steps(notebook: NotebookNode, missing: Container[str]) -> tuple[Step, ...]:
 
 
 def _own_cells(cells: list[dict], release: NotebookNode) -> int:
-    """How many code cells are neither the release's nor a solution."""
+    """How many code cells are neither the release's, of any version, nor a solution."""
     known = {cell["source"].strip() for cell in release["cells"]} | {""}
-    solutions = {grade_id for grade_id, _ in _asked(release).values()}
+    expected = {grade_id for grade_id, _ in _asked(release).values()} | {FIRST_CELL}
     return sum(
         cell["cell_type"] == "code"
-        and not {cell["grade_id"], cell["id"]} & solutions
+        and not {cell["grade_id"], cell["id"]} & expected
         and (cell["source"] or "").strip() not in known
         for cell in cells
     )

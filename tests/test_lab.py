@@ -1,9 +1,6 @@
 """A chapter in JupyterLab, in a real browser: a wrong answer is told why, a right one passes."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +8,11 @@ import pytest
 
 from autograder.cells import source_of
 from autograder.course import checks_of
-from tests.browser import PROGRAM, Page, chromium, free_port, wait_for
+from tests.browser import PROGRAM, Page, chromium, free_port, serving
 
 ROOT = Path(__file__).parents[1]
 CHAPTER, EXERCISE = "01-ngrams", "count_bigram"
-CELLS_BEFORE = 12  # the exercise's solution cell
+CELLS_BEFORE = 13  # the exercise's solution cell
 
 
 @pytest.fixture
@@ -24,23 +21,16 @@ def lab(tmp_path) -> Iterator[str]:
     folder = tmp_path / "notebooks"
     shutil.copytree(ROOT / "notebooks" / CHAPTER, folder / CHAPTER)
     port = free_port()
-    options = ["--no-browser", f"--port={port}", "--IdentityProvider.token=t", "--allow-root"]
+    options = ["--no-browser", f"--port={port}", "--IdentityProvider.token=t"]
     home = {name: str(tmp_path) for name in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "autograder", "lab", str(folder), *options],
-        cwd=ROOT,
-        env=os.environ | home | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     url = f"http://localhost:{port}"
-    try:
-        wait_for(f"{url}/api/status?token=t", server)
+    with serving(
+        ["autograder", "lab", str(folder), *options],
+        f"{url}/api/status?token=t",
+        ROOT,
+        home | {"PYTHONPATH": str(ROOT)},
+    ):
         yield f"{url}/lab/workspaces/course?token=t"
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait()
 
 
 def answer(page: Page, source: str) -> None:

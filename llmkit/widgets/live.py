@@ -11,6 +11,8 @@ from IPython.display import HTML, display
 WIDE = {"style": {"description_width": "9em"}, "layout": {"width": "min(34em, 95%)"}}
 LINE = {"style": {"description_width": "9em"}, "layout": {"width": "95%"}}
 
+VIEW = "application/vnd.jupyter.widget-view+json"
+
 
 def live_picture(picture: Callable[[], str]) -> Callable[[], None]:
     """Display the HTML of `picture`; the function returned draws it anew, in the same place.
@@ -28,8 +30,10 @@ def live_picture(picture: Callable[[], str]) -> Callable[[], None]:
 
 def follow(controls: Sequence[ipywidgets.ValueWidget], picture: Callable[[], str]) -> None:
     """Display the controls and, below, the HTML of `picture`, drawn anew when one is moved."""
-    live = ipywidgets.VBox(controls)._repr_mimebundle_()
-    display(live | {"text/plain": "Run this cell to move its sliders."}, raw=True)
+    # Written by hand: ipywidgets 7, which Colab has, and 8 make it in different ways.
+    box = ipywidgets.VBox(controls)
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    display({VIEW: view, "text/plain": "Run this cell to move its sliders."}, raw=True)
     redraw = live_picture(picture)
     for control in controls:
         control.observe(lambda _: redraw(), "value")
@@ -38,4 +42,5 @@ def follow(controls: Sequence[ipywidgets.ValueWidget], picture: Callable[[], str
 def written(prompt: str, text: str) -> str:
     """HTML of a prompt, in bold, and what a model wrote after it."""
     style = "background: white; color: black; padding: 0.6em; white-space: pre-wrap"
+    style += "; word-break: normal; overflow-wrap: anywhere"  # Jupyter's breaks words
     return f'<pre style="{style}"><b>{html.escape(prompt)}</b>{html.escape(text)}</pre>'

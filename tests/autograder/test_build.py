@@ -45,7 +45,8 @@ def nbgrader_cells(notebook):
 def test_metadata_follows_from_the_cells(solved):
     cells = nbgrader_cells(solved)
     assert list(cells) == [
-        "double-solution", "double", "best-solution", "best", "why", "square-solution", "square"
+        "find_course", "double-solution", "double", "best-solution", "best", "why",
+        "square-solution", "square",
     ]  # fmt: skip
     flags = {
         name: tuple(cell.metadata.nbgrader[key] for key in ("solution", "grade", "locked"))
@@ -54,6 +55,7 @@ def test_metadata_follows_from_the_cells(solved):
     assert flags["double-solution"] == (True, False, False)
     assert flags["double"] == (False, True, True)
     assert flags["why"] == (True, True, False)
+    assert flags["find_course"] == (False, False, True)
     points = {n: c.metadata.nbgrader.get("points") for n, c in cells.items() if flags[n][1]}
     assert points == {"double": 4, "best": 2, "why": 3, "square": 1}
 
@@ -84,12 +86,14 @@ def test_both_notebooks_are_valid_and_their_ids_unique(solved):
 
 def test_an_id_outlives_an_edit_elsewhere(solved):
     edited = instructor_notebook("# First\n\n\n" + SOURCE, EXERCISES, "sample.md")
-    assert [cell.id for cell in edited.cells][1:] == [cell.id for cell in solved.cells]
+    known = {cell.id for cell in solved.cells}
+    assert [cell.source for cell in edited.cells if cell.id not in known] == ["# First"]
+    assert len(edited.cells) == len(solved.cells) + 1
 
 
 def test_equal_cells_get_ids_of_their_own():
     notebook = instructor_notebook("One.\n\n\nOne.\n\n\nOne.\n", {}, "sample.md")
-    assert len({cell.id for cell in notebook.cells}) == 3
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells) == 4
 
 
 def test_a_build_is_the_same_bytes_each_time(course):
@@ -190,17 +194,18 @@ def test_without_nbgrader_the_error_says_what_to_install(solved, monkeypatch):
 
 def test_a_chapter_runs_in_full_and_its_outputs_are_kept(course, monkeypatch):
     monkeypatch.setattr(build_module, "checks_of", lambda slug: {})
-    CHAPTER.source(course).write_text("```python\nprint(6 * 7)\n```\n")
+    CHAPTER.source(course).write_text("Text.\n\n```python\nprint(6 * 7)\n```\n")
     assert execute(course, CHAPTER, timeout=60) > 0
     executed = nbformat.read(course / "build" / "executed" / "02-losses.ipynb", 4)
-    assert executed.cells[0].outputs[0].text == "42\n"
+    assert executed.cells[1].outputs == []  # all is well, says the first cell
+    assert executed.cells[2].outputs[0].text == "42\n"
 
 
 def test_a_failing_cell_is_named(course, monkeypatch):
     monkeypatch.setattr(build_module, "checks_of", lambda slug: {})
     CHAPTER.source(course).write_text("Text.\n\n```python\nx = 1\n```\n\n```python\nx / 0\n```\n")
     with pytest.raises(
-        BuildError, match=r"02-losses: cell 3 \(.*02-losses\.md:8\) failed: ZeroDivisionError: div"
+        BuildError, match=r"02-losses: cell 4 \(.*02-losses\.md:8\) failed: ZeroDivisionError: div"
     ):
         execute(course, CHAPTER, timeout=60)
     assert (course / "build" / "executed" / "02-losses.ipynb").is_file()

@@ -14,7 +14,8 @@ import pytest
 
 from autograder.build import BEGIN, END, build, instructor_notebook
 from autograder.check import Check, Question
-from autograder.course import SOLUTION, chapters, checks_of
+from autograder.course import FIRST_CELL, SOLUTION, chapters, checks_of
+from autograder.first_cell import first_cell
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = chapters(ROOT)
@@ -62,6 +63,16 @@ def solution_lines(chapter) -> dict[str, list[str]]:
 def test_the_notebooks_are_exactly_what_the_sources_build():
     stale = [str(path.relative_to(ROOT)) for path in build(ROOT, check=True)]
     assert stale == [], "run `autograder build`"
+
+
+@each_chapter
+def test_the_cell_that_finds_the_course_stands_behind_the_title(chapter):
+    for notebook in (solved(chapter), released(chapter)):
+        title, first, *others = notebook.cells
+        assert title.source.startswith("# ") and first.source == first_cell()
+        assert first.id == FIRST_CELL and "demo" in first.metadata.tags  # grading skips it
+        assert all("find_course" not in cell.source for cell in others)
+    assert first.metadata.editable is first.metadata.deletable is False
 
 
 @each_chapter

@@ -245,6 +245,13 @@ def test_code_outside_the_solution_cells_is_not_run_and_the_student_is_told(read
     assert submission.notes[0].startswith("1 code cell was added or changed")
 
 
+def test_the_cell_that_finds_the_course_may_be_of_another_version_or_not_there(read):
+    notebook = solved()
+    cell_of(notebook, "find_course")["source"] += "  # of another version"
+    assert read(notebook) == read(solved())
+    assert read(without(notebook, "find_course")) == read(solved())
+
+
 @pytest.mark.parametrize("source", [None, 5, {"a": 1}, ["x = 1", 2], [["x"]]])
 def test_a_source_that_is_no_text_costs_its_own_exercise(read, source):
     notebook = solved()
