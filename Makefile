@@ -2,7 +2,7 @@
 PYTHON ?= python3
 python := .venv/bin/python
 
-.PHONY: demo lab demos slides book test notebooks bench
+.PHONY: demo lab demos slides book pictures test notebooks bench
 
 demo: .venv/installed  # the tour: SmolLM2 answers, a class is graded, a report is written
 	$(python) -m autograder demo
@@ -19,6 +19,9 @@ slides: .venv/installed  # every chapter with its solutions and outputs, in buil
 book: .venv/installed  # the chapters as they ran, the guides and llmkit's reference, as a site
 	$(python) -m sphinx -q docs build/book
 	@echo "The book: build/book/index.html"
+
+pictures: .venv/installed  # the README's, drawn anew in docs/_static/; needs Chromium
+	$(python) -m docs.pictures
 
 test: .venv/installed  # everything that gates a change
 	$(python) -m ruff check . && $(python) -m ruff format --check .

@@ -23,5 +23,10 @@ c.Autograde.autograde_preprocessors = [
 # What lateness costs: "none", "zero" for all, or say with AssignLatePenalties.plugin_class.
 c.LateSubmissionPlugin.penalty_method = "none"
 
-# Formgrader and feedback would show a written answer's HTML as it is, scripts included.
-c.HTMLExporter.filters = {"markdown2html": "autograder.nbgrader_plugin.harmless_markdown"}
+# Formgrader and feedback would show a written answer's HTML as it is, scripts included, and colour
+# a cell for as long as that takes.
+c.HTMLExporter.filters = {
+    "markdown2html": "autograder.nbgrader_plugin.harmless_markdown",
+    "highlight_code": "autograder.nbgrader_plugin.harmless_code",
+    "clean_html": "autograder.nbgrader_plugin.harmless_html",
+}

@@ -40,10 +40,10 @@ ChapterArgument = Annotated[
     str | None, typer.Argument(metavar="CHAPTER", help="Only this chapter: 02-losses.")
 ]
 Jobs = Annotated[
-    int | None, typer.Option("--jobs", "-j", min=1, help="Processes [default: one per core].")
+    int | None, typer.Option("--jobs", "-j", min=1, help="Processes (default: one per core).")
 ]
 Db = Annotated[
-    str | None, typer.Option("--db", help="The gradebook's URL [default: gradebook.db].")
+    str | None, typer.Option("--db", help="The gradebook's URL (default: gradebook.db).")
 ]
 Html = Annotated[Path | None, typer.Option("--html", help="Where the page goes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no page.")]
@@ -220,6 +220,8 @@ def grade(
         err.print(words, highlight=False)
     if dry_run:
         err.print(f"Nothing was written: {len(graded)} notebooks were judged.", highlight=False)
+        if as_json:
+            _report(graded, course, html, as_json)
         return
     if not graded:
         err.print(f"There is no submission in {course / 'submitted'}.", markup=False)
@@ -320,7 +322,7 @@ def export(
     chapter: ChapterArgument = None,
     course: Course = Path("."),
     format: Annotated[Format, typer.Option(help="Of the table.")] = Format.csv,
-    to: Annotated[Path | None, typer.Option(help="The file to write [default: stdout].")] = None,
+    to: Annotated[Path | None, typer.Option(help="The file to write (default: stdout).")] = None,
     db: Db = None,
 ) -> None:
     """Write the gradebook as a table; scores given by hand and late penalties are in it."""
@@ -412,7 +414,7 @@ def similar(
     chapter: ChapterArgument = None,
     course: Course = Path("."),
     least: Annotated[
-        float | None, typer.Option(min=1, help="Rare characters in common [default: 150].")
+        float | None, typer.Option(min=1, help="Rare characters in common (default: 150).")
     ] = None,
     html: Html = None,
     as_json: Json = False,
@@ -489,7 +491,9 @@ def _full_name(chapter: str | None) -> str | None:
 
 
 def _gradebook_url(course: Path, db: str | None, must_exist: bool = False) -> str:
-    url = db or f"sqlite:///{course.resolve() / 'gradebook.db'}"
+    from autograder.settings import nbgrader_settings
+
+    url = db or nbgrader_settings(course.resolve()).CourseDirectory.db_url
     file = url.removeprefix("sqlite:///")
     if must_exist and file != url and not Path(file).is_file():  # SQLite would make it, empty
         raise LookupError(f"There is no gradebook {file}: run `autograder grade`.")

@@ -60,6 +60,9 @@ class Check:
     parts:          title -> points, for partial credit; all or nothing without it
     probe:          (implementation, *arguments of a case) -> plain data, where a call is not
                     enough: makes an object of the class, gives it weights, says what it does
+    reading:        (value, *arguments of a case) -> what of a returned value is compared, where
+                    many values are right. The judge runs it, on whatever a submission returned:
+                    a probe that says "all right" runs where the submission can say so itself
 
     A part is earned whole, when every case of its title passes, so what is earned is a whole
     number. A case of no part belongs to all of them: while it fails, nothing is earned. The points
@@ -77,6 +80,7 @@ class Check:
     name: str = ""
     parts: Mapping[str, int] = field(default_factory=dict)
     probe: Callable | None = None
+    reading: Callable | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -99,6 +103,13 @@ class Check:
     def call_of(self, implementation: Callable) -> Callable:
         """What is called with the arguments of a case: the implementation, or the probe of it."""
         return partial(self.probe, implementation) if self.probe else implementation
+
+    def read(self, outcome: Outcome, case: Case) -> Outcome:
+        """The outcome with what is compared of its value; an error where it cannot be read."""
+        if self.reading is None or outcome.error:
+            return outcome
+        read = call(partial(self.reading, outcome.value), case.args, case.kwargs)
+        return Outcome(read.value, outcome.arguments, read.error)
 
     def outcomes(self, implementation: Callable, seed: str) -> list[Outcome]:
         """What an implementation makes of each case of the seed, on arguments of its own."""

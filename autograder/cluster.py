@@ -29,7 +29,7 @@ from autograder import grade
 from autograder.fingerprint import digest, versions
 from autograder.grade import Job
 from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
-from autograder.submission import Unreadable, read_bytes
+from autograder.submission import read_found
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
@@ -110,10 +110,7 @@ def _with_content(job: Job) -> Job:
     """The job with what its file holds, or why it cannot be read."""
     if job.found.problem:
         return job
-    try:
-        content = read_bytes(job.found.path)
-    except Unreadable as error:
-        content = error
+    content = read_found(job.found)
     return replace(job, content=content, found=replace(job.found, path=Path(job.found.path.name)))
 
 

@@ -9,7 +9,7 @@ from autograder.graded import Graded, record_path
 from autograder.judge import judge_submission
 from autograder.masters import masters
 from autograder.sandbox import Sandbox
-from autograder.submission import find_submissions, read_submission
+from autograder.submission import find_submissions, read_found, read_submission
 from autograder.verdict import Verdict
 
 
@@ -47,7 +47,7 @@ def explain(course: Path, student: str, chapter: str, exercise: str) -> Replay:
     if found is None or found.problem:
         problem = found.problem if found else "it is gone"
         raise LookupError(f"{student}'s {chapter} cannot be read: {problem}.")
-    submission = read_submission(found.path, master.released, master.own_cells)
+    submission = read_submission(read_found(found), master.released, master.own_cells)
     limits = course_limits(course)
     others = [verdict for name, verdict in before.items() if name != exercise]
     with Sandbox(limits) as sandbox:

@@ -6,6 +6,7 @@ come from outside, so no cell of theirs is taken for a formula by a spreadsheet.
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +16,9 @@ from sqlalchemy import select
 
 from autograder.display import one_line
 
-FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet takes for the beginning of one
+# What a spreadsheet takes for the beginning of one, in a cell or behind a semicolon: where the
+# comma is the decimal point, that ends a cell.
+FORMULA = re.compile(r"(^|; ?)(?=[=+\-@＝＋－＠])")
 COLUMNS = (
     *("assignment", "duedate", "timestamp", "student_id", "last_name", "first_name", "email"),
     *("raw_score", "late_submission_penalty", "score", "max_score", "needs_manual_grade"),
@@ -131,8 +134,7 @@ def as_canvas(rows: Sequence[Row]) -> str:
 
 def defused(text: str) -> str:
     """`text` as one line that a spreadsheet shows and does not compute."""
-    line = one_line(text)
-    return f"'{line}" if line.startswith(FORMULA) else line
+    return FORMULA.sub(r"\1'", one_line(text))
 
 
 def _cell(value: object) -> str:

@@ -39,7 +39,7 @@ def of_exercise(exercise: Exercise) -> str:
     A check's variants are not in it: they are for its tests.
     """
     if isinstance(exercise, Check):
-        functions = [exercise.reference, exercise.cases, exercise.probe]
+        functions = [exercise.reference, exercise.cases, exercise.probe, exercise.reading]
         sources = [source_of(function, "f") for function in functions if function]
         sources += [source_of(wrong.wrong, "f") for wrong in exercise.misconceptions]
         words = [(wrong.title, wrong.hint) for wrong in exercise.misconceptions]

@@ -48,7 +48,13 @@ from autograder.master import Master
 from autograder.masters import chapter_master, sources
 from autograder.sandbox import Limits, Sandbox, SandboxUnavailable
 from autograder.settings import SettingsError, nbgrader_settings
-from autograder.submission import Found, Unreadable, find_submissions, read_submission
+from autograder.submission import (
+    Found,
+    Unreadable,
+    find_submissions,
+    read_found,
+    read_submission,
+)
 from autograder.verdict import Verdict, lost
 
 
@@ -98,7 +104,8 @@ def grade_class(
     course:    a folder with submitted/STUDENT/CHAPTER/CHAPTER.ipynb, and solutions/ or an nbgrader
                course's source/
     chapter:   only this one ("02-losses"), or this assignment; all that are there otherwise
-    db_url:    the gradebook as an SQLAlchemy URL; gradebook.db in the folder otherwise
+    db_url:    the gradebook as an SQLAlchemy URL; otherwise where nbgrader_config.py says, or
+               gradebook.db in the folder
     limits:    what a submission may use; `course_limits` otherwise
     jobs:      how many processes judge; one for each core otherwise
     executor:  takes the place of those processes
@@ -114,7 +121,7 @@ def grade_class(
     and RuntimeError where the database or a process fails. What was finished is kept.
     """
     course = course.resolve()
-    db_url = db_url or f"sqlite:///{course / 'gradebook.db'}"
+    db_url = db_url or nbgrader_settings(course).CourseDirectory.db_url
     limits = limits or course_limits(course)
     jobs = jobs or os.cpu_count() or 1
     graded = []
@@ -170,7 +177,7 @@ def course_limits(course: Path, changes: Mapping[str, float] | None = None) -> L
 
     Raises SettingsError for a limit that does not exist or a value that is none.
     """
-    settings = nbgrader_settings(course.resolve(), "")
+    settings = nbgrader_settings(course.resolve())
     kinds = {limit.name: limit.type for limit in fields(Limits)}
     found = dict(settings.Judge.get("limits", {})) | dict(changes or {})
     for name, value in found.items():
@@ -244,7 +251,7 @@ def grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
 def _grade_notebook(job: Job) -> tuple[Graded, NotebookNode | None]:
     start = time.perf_counter()
     found, terms, master = job.found, job.terms, job.terms.master
-    file = found.path if job.content is None else job.content
+    file = read_found(found) if job.content is None else job.content
     submission = read_submission(file, master.released, master.own_cells)
     whose = f"{found.student}\0{master.label}"
     now = Graded(

@@ -16,7 +16,11 @@ from traitlets.config import Config
 
 from autograder.settings import nbgrader_settings
 
-SAFE = "autograder.nbgrader_plugin.harmless_markdown"
+SAFE = {
+    "markdown2html": "autograder.nbgrader_plugin.harmless_markdown",
+    "highlight_code": "autograder.nbgrader_plugin.harmless_code",
+    "clean_html": "autograder.nbgrader_plugin.harmless_html",
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ def write_feedback(
     progress:  called with how many students are done, and of how many
 
     Pages of an earlier run are replaced: scores and comments may have changed since. Whatever
-    nbgrader_config.py says, no page runs what a student wrote. Raises LookupError if there is
-    nothing graded.
+    nbgrader_config.py says, no page runs what a student wrote, or takes long to draw it. Raises
+    LookupError if there is nothing graded.
     """
     course = course.resolve()
     judged: dict[str, list[Path]] = {}
@@ -55,7 +59,7 @@ def write_feedback(
         raise LookupError(f"No {assignment}{whose} is graded yet: run `autograder grade`.")
     settings = nbgrader_settings(course, db_url)
     filters = settings.HTMLExporter.get("filters", {})
-    settings.HTMLExporter.filters = {**filters, "markdown2html": SAFE}
+    settings.HTMLExporter.filters = {**filters, **SAFE}
     pages, failed, log, start = [], [], "", time.time()
     jobs = min(jobs or os.cpu_count() or 1, len(judged))
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:

@@ -30,10 +30,13 @@ def open_lab(folder: Path, arguments: list[str]) -> int:
         check=True,
         capture_output=True,
     )
-    url = f"--LabApp.default_url=/lab/workspaces/{WORKSPACE}"
-    return subprocess.run(
-        [*lab, f"--ServerApp.root_dir={folder.resolve()}", url, *arguments], env=environment
-    ).returncode
+    options = [
+        f"--ServerApp.root_dir={folder.resolve()}",
+        f"--LabApp.default_url=/lab/workspaces/{WORKSPACE}",
+    ]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # a container's only user, as a rule
+        options.append("--allow-root")
+    return subprocess.run([*lab, *options, *arguments], env=environment).returncode
 
 
 def _current(found: list[Standing]) -> str:

@@ -1,17 +1,22 @@
 """The judge inside `nbgrader autograde`: it takes the place of sanitizing and of `Execute`.
 
     c.Autograde.sanitize_preprocessors = ["autograder.nbgrader_plugin.Judge"]
-    c.HTMLExporter.filters = {"markdown2html": "autograder.nbgrader_plugin.harmless_markdown"}
+    c.HTMLExporter.filters = {
+        "markdown2html": "autograder.nbgrader_plugin.harmless_markdown",
+        "highlight_code": "autograder.nbgrader_plugin.harmless_code",
+        "clean_html": "autograder.nbgrader_plugin.harmless_html",
+    }
 
 Formgrader, feedback and export work unchanged. The submitted file is read again, as data: what
 nbgrader read of it does not count.
 """
 
 from functools import cache, lru_cache
+from html import escape
 from pathlib import Path
 
 from nbconvert.exporters.exporter import ResourcesDict
-from nbconvert.filters import markdown2html
+from nbconvert.filters import Highlight2HTML, clean_html, markdown2html
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat import NotebookNode
 from nbgrader.preprocessors import NbGraderPreprocessor
@@ -21,6 +26,15 @@ from autograder.grade import Job, Terms, course_limits, grade_notebook, terms_of
 from autograder.masters import masters
 from autograder.sandbox import Limits
 from autograder.submission import find_submissions
+
+# Characters of a cell that are rendered: of a longer one the beginning is shown as it is. What
+# renders takes a time that grows as the square, hours for a cell of nothing but line breaks.
+LONGEST_MARKDOWN = 20_000
+LONGEST_CODE = 6_000
+LONGEST_HTML = 200_000
+
+# Not IPython's lexer: it is ten times as slow at the worst, for a magic's colour.
+_PYTHON = Highlight2HTML(pygments_lexer="python3")
 
 # What Markdown makes, pygments' classes included, and nothing that runs.
 _HARMLESS = SanitizeHTML(
@@ -67,7 +81,25 @@ def _terms(course: Path, assignment: str, limits: Limits) -> dict[str, Terms]:
 @lru_cache(4096)  # a class's notebooks share nearly all of their text
 def harmless_markdown(source: str) -> str:
     """Markdown as HTML that runs nothing: formgrader shows it in the instructor's browser."""
+    if len(source) > LONGEST_MARKDOWN:
+        return _beginning(source)
     return _HARMLESS.sanitize_html_tags(markdown2html(source))
+
+
+def harmless_code(source: str, language: str = "", metadata: dict | None = None) -> str:
+    """A cell's Python in colours, in a time that a student cannot stretch."""
+    return _beginning(source) if len(source) > LONGEST_CODE else _PYTHON(source)
+
+
+def harmless_html(source: str) -> str:
+    """What nbconvert makes of HTML that it does not trust, of a raw cell say, if it is not long."""
+    return _beginning(source) if len(source) > LONGEST_HTML else clean_html(source)
+
+
+def _beginning(source: str) -> str:
+    more = len(source) - LONGEST_MARKDOWN
+    words = f"\n[{more:,} characters more]" if more > 0 else ""
+    return f'<div class="highlight"><pre>{escape(source[:LONGEST_MARKDOWN])}{words}</pre></div>'
 
 
 def _drop_links(submitted: Path, copied: Path) -> None:

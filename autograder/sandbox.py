@@ -467,9 +467,16 @@ def _command(control: int, judge: int, limits: Limits) -> list[str]:
     command += _view(packages)
     for name, value in _environment("/tmp").items():
         command += ["--setenv", name, value]
-    command += ["--chdir", "/tmp", "--", os.path.realpath(sys.executable), "-I", "-S", "-B"]
+    python = str(_place(os.path.realpath(sys.executable)))
+    command += ["--chdir", "/tmp", "--", python, "-I", "-S", "-B"]
     command += ["-c", _BOOT.format(module="parent"), "/course/inside", str(control), str(judge)]
-    return [*command, json.dumps(dataclasses.asdict(limits)), json.dumps(packages)]
+    paths = [str(_place(path)) for path in packages]
+    return [*command, json.dumps(dataclasses.asdict(limits)), json.dumps(paths)]
+
+
+def _place(path: str | Path) -> Path:
+    """Where the sandbox shows a path: at its own, or below /course if /tmp would hide it."""
+    return Path(f"/course{path}") if Path("/tmp") in Path(path).parents else Path(path)
 
 
 def _view(packages: list[str]) -> list[str]:
@@ -494,15 +501,17 @@ def _view(packages: list[str]) -> list[str]:
             arguments += ["--symlink", os.readlink(top), top]
         elif os.path.isdir(top):
             shown.add(Path(top))
+    places = set(map(_place, shown))
     for path in sorted(shown | hidden, key=lambda p: len(p.parts)):
         # Made by itself, a folder on the way is closed to nobody.
-        for above in reversed(path.parents):
-            if not any(above == s or s in above.parents for s in shown):
+        place = _place(path)
+        for above in reversed(place.parents):
+            if not any(above == p or p in above.parents for p in places):
                 arguments += ["--dir", str(above)]
         if path in hidden:
-            arguments += ["--tmpfs", str(path)]
+            arguments += ["--tmpfs", str(place)]
         elif path.exists():
-            arguments += ["--ro-bind", str(path), str(path)]
+            arguments += ["--ro-bind", str(path), str(place)]
     arguments += ["--dir", "/course", "--ro-bind", str(ROOM), "/course/inside"]
     arguments += ["--proc", "/proc", "--tmpfs", "/dev"]
     for device in ("null", "zero", "full", "random", "urandom"):
@@ -510,7 +519,7 @@ def _view(packages: list[str]) -> list[str]:
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         arguments += ["--symlink", f"/proc/self/fd{target}", f"/dev/{name}"]
     arguments += ["--dir", "/dev/shm", "--perms", "1777", "--tmpfs", "/tmp"]
-    for writable in (*hidden, "/dev", "/"):
+    for writable in (*map(_place, hidden), "/dev", "/"):
         arguments += ["--remount-ro", str(writable)]
     return arguments
 

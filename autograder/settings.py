@@ -10,11 +10,11 @@ class SettingsError(RuntimeError):
     """nbgrader_config.py cannot be read, or asks for something that does not exist."""
 
 
-def nbgrader_settings(course: Path, db_url: str) -> Config:
+def nbgrader_settings(course: Path, db_url: str = "") -> Config:
     """The settings of the course in that folder, with its gradebook at `db_url`.
 
-    As with nbgrader, modules beside the file (a plugin, say) can be named in it. Raises
-    SettingsError.
+    Without a URL it is where the file says, or gradebook.db in the folder. As with nbgrader,
+    modules beside the file (a plugin, say) can be named in it. Raises SettingsError.
     """
     if str(course) not in sys.path:
         sys.path.append(str(course))
@@ -25,5 +25,6 @@ def nbgrader_settings(course: Path, db_url: str) -> Config:
         except Exception as error:
             raise SettingsError(f"{file} failed: {type(error).__name__}: {error}") from error
     config.CourseDirectory.root = str(course)
-    config.CourseDirectory.db_url = db_url
+    usual = config.CourseDirectory.get("db_url") or f"sqlite:///{course / 'gradebook.db'}"
+    config.CourseDirectory.db_url = db_url or usual
     return config

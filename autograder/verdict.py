@@ -170,7 +170,7 @@ def _differences(
     for case, a, e in zip(cases, actual, expected, strict=True):
         if a.arguments is None:  # as they were
             a = replace(a, arguments=(case.args, case.kwargs))
-        yield compare_outcomes(a, e, check.tolerance)
+        yield compare_outcomes(check.read(a, case), check.read(e, case), check.tolerance)
 
 
 def _judge_answer(question: Question, outcome: Outcome) -> Verdict:

@@ -169,6 +169,25 @@ def chromium() -> Iterator[Page]:
             os.close(receive)
 
 
+@contextmanager
+def serving(module: list[str], url: str, folder: Path, variables: dict[str, str]) -> Iterator[None]:
+    """`python -m MODULE …`, run in a folder, from when it answers at this URL until the end."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", *module],
+        cwd=folder,
+        env=os.environ | variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(url, server)
+        yield
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait()
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as free:

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
-from tests.browser import PROGRAM, Page, chromium, free_port, wait_for
+from tests.browser import PROGRAM, Page, chromium, free_port, serving
 
 DEMOS = Path(__file__).parents[1] / "demos"
 NAMES = sorted(path.stem for path in DEMOS.glob("*.md"))
@@ -31,21 +29,10 @@ def voila(tmp_path_factory) -> Iterator[str]:
         jupytext.write(jupytext.read(source), source.with_suffix(".ipynb"))
     port = free_port()
     python_path = os.pathsep.join([str(DEMOS.parent), os.environ.get("PYTHONPATH", "")])
-    server = subprocess.Popen(
-        [sys.executable, "-m", "voila", "--no-browser", f"--port={port}"],
-        cwd=folder,
-        env=os.environ | {"JUPYTER_PATH": ".", "PYTHONPATH": python_path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     url = f"http://localhost:{port}"
-    try:
-        wait_for(url, server)
+    paths = {"JUPYTER_PATH": ".", "PYTHONPATH": python_path}
+    with serving(["voila", "--no-browser", f"--port={port}"], url, folder, paths):
         yield url
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait()
 
 
 def opened(page: Page, url: str, name: str) -> None:

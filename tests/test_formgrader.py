@@ -1,14 +1,11 @@
 """nbgrader's formgrader, in a real browser, on what the autograder graded: an instructor's desk."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from autograder.demo.synthetic import make_class
-from tests.browser import PROGRAM, chromium, free_port, wait_for
+from tests.browser import PROGRAM, chromium, free_port, serving
 from tests.grading import CHAPTER, ROOT, finish, start, write_small_class
 
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="no Chromium is installed")
@@ -22,24 +19,12 @@ def formgrader(tmp_path) -> Iterator[str]:
     assert code == 0, complaint
     port = free_port()
     home = {name: str(tmp_path) for name in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
-            *(f"--port={port}", "--IdentityProvider.token="),
-        ],
-        cwd=course,
-        env=os.environ | home | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     url = f"http://localhost:{port}"
-    try:
-        wait_for(f"{url}/api/status", server)
+    options = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token="]
+    with serving(
+        ["jupyterlab", *options], f"{url}/api/status", course, home | {"PYTHONPATH": str(ROOT)}
+    ):
         yield url
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait()
 
 
 KINDS = ("perfect", "blank", "misconception")

@@ -35,6 +35,27 @@ PINS = {
 }
 
 
+# Of what the course needs, what Colab had in June 2026, says googlecolab/backend-info. There, pip
+# installs the course without its dependencies, and gguf: the first cell of a notebook does that.
+COLAB = {
+    "ipython": "7.34.0",
+    "ipywidgets": "7.7.1",
+    "jinja2": "3.1.6",
+    "matplotlib": "3.10.0",
+    "nbformat": "5.10.4",
+    "numpy": "2.0.2",
+    "pip": "24.1.2",
+    "platformdirs": "4.10.0",
+    "regex": "2025.11.3",
+    "rich": "13.9.4",
+    "safetensors": "0.7.0",
+    "tokenizers": "0.22.2",
+    "torch": "2.11.0",
+    "tqdm": "4.67.3",
+    "typer": "0.25.1",
+}
+
+
 def names(requirements: list[Requirement]) -> set[str]:
     return {canonicalize_name(requirement.name) for requirement in requirements}
 
@@ -86,6 +107,13 @@ def test_the_ranges_admit_the_pins():
     for requirement in itertools.chain(BASE, *EXTRAS.values()):
         assert requirement.specifier, f"{requirement.name} has no lower bound"
         assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
+
+
+def test_colab_has_all_but_gguf_and_a_jupyterlab():
+    assert names(BASE) - COLAB.keys() == {"gguf", "jupyterlab"}
+    for requirement in BASE:
+        if version := COLAB.get(canonicalize_name(requirement.name)):
+            assert requirement.specifier.contains(version), requirement
 
 
 def test_conda_make_and_pip_install_the_same():
@@ -206,11 +234,17 @@ def test_the_commands_exist():
         assert callable(getattr(__import__(module, fromlist=[attribute]), attribute))
 
 
-@pytest.mark.parametrize("target", ["demo", "lab", "test", "notebooks", "bench"])
+@pytest.mark.parametrize("target", ["demo", "lab", "pictures", "test", "notebooks", "bench"])
 def test_make_has_the_target(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ".venv/bin/python -m" in done.stdout
+
+
+def test_the_readme_shows_and_links_what_is_there():
+    text = (ROOT / PROJECT["readme"]).read_text(encoding="utf-8")
+    paths = re.findall(r'\]\(([\w./-]+)\)|src="([^"]+)"', text)
+    assert len(paths) >= 6 and all((ROOT / "".join(path)).is_file() for path in paths)
 
 
 def test_ci_runs_make_test():

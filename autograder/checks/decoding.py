@@ -1808,18 +1808,23 @@ def accept_cases(rng: Generator) -> list[Case]:
     last = (last / last.sum()).roll(whole(rng, 1, 4))  # never like p
     near = torch.tensor([0.45, 0.25, 0.2, 0.1])
     sure = F.one_hot(torch.tensor([2, 0, 1, 3]), 4).float()
+
+    def case(target: Tensor, draft: Tensor, tokens: list[int]) -> Case:
+        """With the tokens in another order, so that the shares cannot be learned by heart."""
+        order = torch.randperm(4, generator=rng)
+        places = order.argsort()[torch.tensor(tokens)]
+        return Case(target[:, order], draft[:, order], places)
+
     return [
-        Case(torch.stack([p, last]), q[None], torch.tensor([2])).titled("a token that often falls"),
-        Case(torch.stack([p, last]), q[None], torch.tensor([0])).titled("a token that must stand"),
-        Case(torch.stack([p, near, last]), torch.stack([near, q]), torch.tensor([1, 2])).titled(
+        case(torch.stack([p, last]), q[None], [2]).titled("a token that often falls"),
+        case(torch.stack([p, last]), q[None], [0]).titled("a token that must stand"),
+        case(torch.stack([p, near, last]), torch.stack([near, q]), [1, 2]).titled(
             "two drafted tokens"
         ),
-        Case(sure, sure[[0, 3, 2]], torch.tensor([2, 3, 1])).titled(
+        case(sure, sure[[0, 3, 2]], [2, 3, 1]).titled(
             "greedy: the first agrees, the second does not"
         ),
-        Case(torch.stack([last, p]), last[None], torch.tensor([1])).titled(
-            "a draft that is the target"
-        ),
+        case(torch.stack([last, p]), last[None], [1]).titled("a draft that is the target"),
     ]
 
 

@@ -138,11 +138,17 @@ CLM_BATCH = Check(
 
 
 def mask_probe(mask_tokens, input_ids, mask_id, vocab_size, special_ids, probability, seed):
-    """What a masking does in proportion: any order of the random draws gives the same."""
-
-    def run():
+    """What two equal generators give, whatever the default one is at."""
+    found = []
+    for other in (1, 2):
+        torch.default_generator.manual_seed(seed + other)
         rng = torch.Generator().manual_seed(seed)
-        return mask_tokens(input_ids, mask_id, vocab_size, special_ids, probability, rng)
+        found.append(mask_tokens(input_ids, mask_id, vocab_size, special_ids, probability, rng))
+    return found
+
+
+def mask_reading(found, input_ids, mask_id, vocab_size, special_ids, probability, seed):
+    """What a masking does in proportion: any order of the random draws gives the same."""
 
     def amount(found, share, total):
         expected = share * total
@@ -153,10 +159,10 @@ def mask_probe(mask_tokens, input_ids, mask_id, vocab_size, special_ids, probabi
             return "as asked"
         return "too few" if found < expected else "too many"
 
-    torch.default_generator.manual_seed(seed + 1)
-    masked, labels = run()
-    torch.default_generator.manual_seed(seed + 2)
-    again, _ = run()
+    (masked, labels), (again, _) = found
+    kinds = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in (masked, labels)]
+    if {shape for shape, _ in kinds} != {tuple(input_ids.shape)}:
+        return {"shapes and dtypes": kinds}  # broadcast, they could take all memory
     special = torch.isin(input_ids, torch.tensor([*special_ids], dtype=torch.int64))
     chosen = labels != -100
     is_mask = chosen & (masked == mask_id)
@@ -164,8 +170,7 @@ def mask_probe(mask_tokens, input_ids, mask_id, vocab_size, special_ids, probabi
     changed = chosen & ~is_mask & ~stays
     count, luck = int(chosen.sum()), 0.1 / vocab_size
     return {
-        "shapes": [tuple(masked.shape), tuple(labels.shape)],
-        "dtypes": [str(masked.dtype), str(labels.dtype)],
+        "shapes and dtypes": kinds,
         "labels": amount(count, probability, int((~special).sum())),
         "a label is the token that stood there": bool((labels == input_ids)[chosen].all()),
         "tokens without a label are left alone": bool((masked == input_ids)[~chosen].all()),
@@ -316,6 +321,7 @@ MASK_TOKENS = Check(
     points=5,
     cases=mask_cases,
     probe=mask_probe,
+    reading=mask_reading,
     misconceptions=[
         Misconception(
             "every chosen token becomes the mask: 100/0/0, not 80/10/10",

@@ -78,7 +78,9 @@ def write_class(course: Path, target: Path, students: Iterable[Synthetic]) -> No
         copied = chapter.source(target)
         copied.parent.mkdir(parents=True)
         shutil.copyfile(chapter.source(course), copied)
-    shutil.copyfile(course / "nbgrader_config.py", target / "nbgrader_config.py")
+    settings = (course / "nbgrader_config.py").read_text(encoding="utf-8")
+    settings += 'c.CourseDirectory.pop("db_url", None)  # a gradebook of its own\n'
+    (target / "nbgrader_config.py").write_text(settings, encoding="utf-8")
     build(target)
     for one in students:
         path = target / "submitted" / one.student / one.chapter / f"{one.chapter}.ipynb"

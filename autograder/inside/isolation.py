@@ -49,6 +49,10 @@ _FORBIDDEN = {
     "syslog": (103, 116),
     "mq_open": (240, 180),
 }
+_SOCKET = (41, 198)
+# What stays within the network namespace. AF_VSOCK, for one, does not: it reaches the host of a
+# virtual machine.
+_FAMILIES = {"unix": 1, "inet": 2, "inet6": 10, "netlink": 16}
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -151,22 +155,30 @@ def give_up_privileges() -> None:
 
 
 def _forbid_system_calls() -> None:
-    """A seccomp filter: forbidden calls fail with ENOSYS, calls of a foreign ABI kill."""
+    """A seccomp filter: forbidden calls fail with ENOSYS, sockets of other families as if the
+    kernel had none, and calls of a foreign ABI kill."""
     machine = platform.machine()
     if machine not in _AUDIT_ARCH:
         raise OSError(f"the sandbox knows x86-64 and arm64, not {machine}")
     numbers = [pair[machine == "aarch64"] for pair in _FORBIDDEN.values()]
+    families = [*_FAMILIES.values()]
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06  # BPF: LD, JEQ, JGE, RET
     kill, allow, refuse = 0x80000000, 0x7FFF0000, 0x00050000 | 38  # 38: ENOSYS
+    unknown = 0x00050000 | 97  # EAFNOSUPPORT
     program = [
         (load, 0, 0, 4),  # seccomp_data.arch
         (equal, 1, 0, _AUDIT_ARCH[machine]),
         (answer, 0, 0, kill),
         (load, 0, 0, 0),  # seccomp_data.nr
-        (at_least, len(numbers) + 1, 0, 0x40000000),  # the x32 ABI has numbers of its own
-        *((equal, len(numbers) - i, 0, number) for i, number in enumerate(numbers)),
+        (at_least, len(numbers) + 2, 0, 0x40000000),  # the x32 ABI has numbers of its own
+        *((equal, len(numbers) + 1 - i, 0, number) for i, number in enumerate(numbers)),
+        (equal, 2, 0, _SOCKET[machine == "aarch64"]),
         (answer, 0, 0, allow),
         (answer, 0, 0, refuse),
+        (load, 0, 0, 16),  # seccomp_data.args[0], of which the kernel takes 32 bits
+        *((equal, len(families) - i, 0, family) for i, family in enumerate(families)),
+        (answer, 0, 0, unknown),
+        (answer, 0, 0, allow),
     ]
     code = b"".join(struct.pack("=HBBI", *step) for step in program)
     buffer = ctypes.create_string_buffer(code, len(code))

@@ -77,6 +77,11 @@ def test_grade_prints_the_json_and_nothing_else(made):
     assert not (course / "report.html").exists()
 
 
+def test_a_dry_run_prints_its_json(made, course):
+    done = autograder(course, "grade", "--jobs", "1", "--json", "--dry-run")
+    assert json.loads(done.stdout) == made[1]
+
+
 def test_the_report_is_the_same_later(made, course):
     assert json.loads(autograder(course, "report", "losses", "--json").stdout) == made[1]
     shown = autograder(course, "report").stdout
@@ -185,6 +190,23 @@ def test_a_failure_of_the_grader_has_a_code_of_its_own(course, monkeypatch):
 def test_a_wrong_argument_is_code_two(command, course):
     done = CliRunner().invoke(app, [*command, "--course", str(course)])
     assert done.exit_code == 2
+
+
+def test_nbgrader_config_says_where_the_gradebook_is(course):
+    (course / "gradebook.db").rename(course / "moved.db")
+    with open(course / "nbgrader_config.py", "a") as settings:
+        settings.write(f"\nc.CourseDirectory.db_url = 'sqlite:///{course / 'moved.db'}'\n")
+    autograder(course, "due", CHAPTER, "never")
+    assert "perfect-02" in autograder(course, "export").stdout
+    autograder(course, "grade", "--jobs", "1")
+    assert not (course / "gradebook.db").exists()
+
+
+@pytest.mark.parametrize("command", ["grade", "export", "similar"])
+def test_help_tells_the_defaults(command):
+    done = CliRunner().invoke(app, [command, "--help"])
+    assert "(default: " in " ".join(done.stdout.split())
+    assert " ." not in done.stdout.replace("[default: .]", "")
 
 
 def test_the_outline_counts_what_the_releases_hold():

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from autograder.demo.rehearsal import compare_scores
 from autograder.demo.synthetic import MISTAKEN
 from autograder.graded import Graded
 from autograder.inside.outcome import Outcome
+from autograder.settings import nbgrader_settings
 from autograder.submission import find_submissions, read_submission, valid_student_id
 from autograder.verdict import Verdict, judge
 from llmkit import positions
@@ -352,6 +354,17 @@ def as_built(one):
         for name, points in one.expected.items()
     ]
     return Graded(one.student, one.chapter, tuple(verdicts))
+
+
+def test_a_class_has_a_gradebook_of_its_own(tmp_path):
+    course, target = tmp_path / "course", tmp_path / "class"
+    shutil.copytree(ROOT / "solutions" / "02-losses", course / "solutions" / "02-losses")
+    settings = (ROOT / "nbgrader_config.py").read_text(encoding="utf-8")
+    settings += "c.CourseDirectory.db_url = 'postgresql+psycopg://db.example.edu/grades'\n"
+    (course / "nbgrader_config.py").write_text(settings, encoding="utf-8")
+    write_class(course, target, [])
+    assert nbgrader_settings(course).CourseDirectory.db_url.endswith("edu/grades")
+    assert nbgrader_settings(target).CourseDirectory.db_url == f"sqlite:///{target}/gradebook.db"
 
 
 def test_grades_as_built_differ_in_nothing(students):

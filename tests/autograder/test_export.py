@@ -130,6 +130,11 @@ def test_no_cell_is_a_formula(write, rows):
         assert "\n" not in cell
 
 
+def test_where_a_semicolon_ends_a_cell_the_next_one_is_no_formula():
+    """A spreadsheet reads so where the comma is the decimal point."""
+    assert defused("Smith;=1+1; @SUM(A1);a") == "Smith;'=1+1; '@SUM(A1);a"
+
+
 @given(st.text())
 def test_a_defused_cell_is_one_line_that_computes_nothing(text):
     cell = defused(text)

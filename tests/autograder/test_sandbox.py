@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -244,9 +245,21 @@ def test_the_course_is_hidden_where_it_lies_under_something_shown(monkeypatch, t
     monkeypatch.setattr(sandbox_module, "Path", Path)
     arguments = sandbox_module._view([str(package)])
     tmpfs = [arguments[i + 1] for i, a in enumerate(arguments) if a == "--tmpfs"]
-    assert {f"{package}/llmkit", f"{package}/autograder"} <= set(tmpfs)
+    place = sandbox_module._place(package)
+    assert {f"{place}/llmkit", f"{place}/autograder"} <= set(tmpfs)
     frozen = [arguments[i + 1] for i, a in enumerate(arguments) if a == "--remount-ro"]
     assert set(tmpfs) - set(frozen) == {"/tmp"}, "nowhere to write but /tmp"
+
+
+def test_an_environment_in_tmp_is_seen(monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        packages = Path(folder, "lib", "site-packages")
+        packages.mkdir(parents=True)
+        (packages / "pebble.py").write_text("weight = 3")
+        monkeypatch.syspath_prepend(packages)
+        with Sandbox() as sandbox, sandbox.worker() as worker:
+            assert worker.run("import pebble, os\nfound = os.listdir('/tmp')").error is None
+            assert worker.get("found").value == []
 
 
 def test_a_worker_dies_when_its_time_is_up_in_all():

@@ -5,6 +5,7 @@ a change of a check, look whether a correct solution fails on any of them.
 """
 
 import secrets
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,6 +138,15 @@ def test_no_constant_no_noise_and_no_input_passes(exercise: Check):
     for name, values in attempts.items():
         outcomes = [Outcome(v, a) for v, a in zip(values, untouched, strict=True)]
         assert not judge(exercise, outcomes, seed).correct, name
+
+
+@each(CHECKS)
+def test_what_is_right_for_one_seed_earns_nothing_for_another(exercise: Check):
+    """Else a list of answers would do, and so would a probe that a submission replaces."""
+    learned = exercise.outcomes(exercise.reference, "0")
+    learned = [replace(outcome, arguments=None) for outcome in learned]
+    if len(learned) == len(exercise.draw("1")):
+        assert judge(exercise, learned, "1").earned == 0
 
 
 @each(CHECKS)

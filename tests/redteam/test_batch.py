@@ -14,6 +14,7 @@ from autograder.course import CHAPTERS
 from autograder.demo.synthetic import Synthetic, _Room, make_class, write_class
 from autograder.grade import grade_class
 from autograder.sandbox import Limits
+from autograder.submission import Unreadable, find_submissions, read_found
 from tests.redteam.conftest import family
 from tests.redteam.test_deadly_cells import DEADLY
 
@@ -125,6 +126,20 @@ def test_everybody_earns_what_is_theirs_among_all_attacks(everybody, tmp_path, s
     for one in graded:
         lost = [v for v in one.verdicts if not v.correct]
         assert all(v.headline and "\n" not in v.headline for v in lost)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_folder_that_becomes_a_link_while_the_class_is_graded_leads_nowhere(tmp_path, depth):
+    """All submissions are found at the start; who can write there has the whole run to do it."""
+    for name in ("alice", "mallory"):
+        submit(tmp_path, name, CHAPTER.slug).write_text(name)
+    alice, mallory = find_submissions(tmp_path, CHAPTER.slug)
+    assert (read_found(alice), read_found(mallory)) == (b"alice", b"mallory")
+    folder = mallory.path.parents[depth]
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(alice.path.parents[depth])
+    assert mallory.path.read_text() == "alice"
+    assert isinstance(read_found(mallory), Unreadable)
 
 
 def submit(course: Path, student: str, chapter: str) -> Path:

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
-from autograder.course import SOLUTION, find_chapter
+from autograder.cells import source_of
+from autograder.course import SOLUTION, find, find_chapter
 from autograder.feedback import with_verdicts
 from autograder.graded import Graded
 from autograder.inside import codec
+from autograder.inside.outcome import Outcome
 from autograder.judge import judge_submission
 from autograder.masters import chapter_master
 from autograder.report import write_report
 from autograder.sandbox import WorkerDied
 from autograder.submission import read_submission
+from autograder.verdict import judge
 
 from .conftest import family
 
@@ -103,6 +107,58 @@ def test_what_a_worker_sends_stops_no_judge_and_reaches_no_page(
     graded.save(tmp_path / "record.json")
     assert Graded.load(tmp_path / "record.json") == graded
     assert b"<script>" not in write_report([graded], tmp_path / "report.html").read_bytes()
+
+
+# Takes the probe's place, and says what it says of a right solution.
+PROBED = """
+import inside.worker
+from inside.outcome import Outcome
+
+def call(function, args, kwargs):
+    return Outcome({value})
+
+inside.worker.call = call
+{name} = len
+"""
+KIND = "('sum' in args[0] or 'first token' in args[0] or args[3:] == (1e-2,))"
+PREDICTED = {
+    "mask_tokens": "{'shapes': [tuple(args[0].shape)] * 2, 'dtypes': ['torch.int64'] * 2, "
+    "'labels': 'as asked' if args[4] else 'none', 'a label is the token that stood there': True, "
+    "'tokens without a label are left alone': True, 'a special token has a label': False, "
+    "**dict.fromkeys(['of the labelled, masks', 'of the labelled, random tokens', "
+    "'of the labelled, left as they were'], 'as asked' if args[4] else 'none'), "
+    "'random tokens are of many kinds': bool(args[4]), "
+    "'the same generator, the same masks': True}",
+    "is_causal": "{'causal': type(args[0]) is str and " + KIND + "}",
+}
+
+
+@pytest.mark.parametrize("name", PREDICTED)
+def test_what_a_probe_would_say_cannot_be_foretold(sandbox, name):
+    check = find(name)
+    with sandbox.worker() as worker:
+        forged = PROBED.format(value=PREDICTED[name], name=name)
+        assert worker.run(forged).error is None
+        cases = [(case.args, case.kwargs) for case in check.draw("seed")]
+        outcomes = worker.calls(name, cases, source_of(check.probe, "probe"))
+    verdict = judge(check, outcomes, "seed", hidden=True)
+    assert verdict.earned == 0 and verdict.passed < verdict.cases
+
+
+@pytest.mark.parametrize(
+    "value", [7, [], [(1, 2), (3, 4)], {"a": 1}, "bytes", None, [[[0]] * 2] * 2]
+)
+def test_what_the_judge_reads_of_a_value_may_be_anything(value):
+    check = find("mask_tokens")
+    outcomes = [Outcome(value)] * len(check.draw("seed"))
+    assert judge(check, outcomes, "seed", hidden=True).earned == 0
+
+
+def test_a_value_that_broadcasts_is_not_compared_element_by_element():
+    """Ten million by thirty thousand: all the judge's memory."""
+    check, huge = find("mask_tokens"), torch.zeros(1).expand(10**7, 1, 1)
+    outcomes = [Outcome([(huge, huge), (huge, huge)])] * len(check.draw("seed"))
+    assert "keys are missing" in judge(check, outcomes, "seed", hidden=True).problem
 
 
 def test_keys_whose_hashes_collide_cost_no_time(sandbox):

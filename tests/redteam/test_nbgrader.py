@@ -1,5 +1,6 @@
 """What of a submission goes through nbgrader's own hands: files beside it, and its Markdown."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +41,24 @@ def test_a_written_answer_runs_nothing_in_the_page_that_shows_it(written, shown)
     assert shown in answer
     for live in ("<script", "onerror=", "onload=alert(1)>", "<iframe", "<form", "javascript:"):
         assert live not in answer
+
+
+SLOW = ["x" + "\n" * 600_000, " \n" * 300_000, "a." * 300_000, "a" + " " * 600_000 + "z"]
+SLOW += [text * (600_000 // len(text)) for text in ("\n    ", "\n\t", r"\begin{a}", "<div>", "[")]
+
+
+@pytest.mark.parametrize("source", SLOW, ids=lambda source: ascii(source[:8]))
+def test_no_cell_takes_long_to_draw(source):
+    """With nbconvert's own filters the first takes half a day, and formgrader stands still."""
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(ROOT)).load_config()
+    kinds = nbf.new_code_cell, nbf.new_markdown_cell, nbf.new_raw_cell
+    cells = [kind(text) for kind in kinds for text in (source[:6000], source)]
+    notebook = nbf.new_notebook(cells=cells)
+    notebook.metadata.language_info = {"name": "python", "pygments_lexer": "ipython3"}
+    started = time.process_time()
+    page = HTMLExporter(config=config).from_notebook_node(notebook)[0]
+    assert time.process_time() - started < 30
+    assert page.count("characters more]") == 3
 
 
 @pytest.fixture
