@@ -17,6 +17,7 @@ from rich.console import Console
 
 from benchmarks.figure import Figure, markdown, number, table
 from llmkit.efficiency import measure_ceilings
+from llmkit.native import vectors
 
 QUICK = ("decoding", "training", "tokenization", "checks", "grading", "gpu")
 LONG = ("soak",)  # only when asked for
@@ -30,7 +31,7 @@ def machine() -> dict[str, str | int | float]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
-        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "vector instructions": vectors(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "copy, GB/s": round(ceilings.copy_bandwidth / 1e9, 1),
         "matrix-vector, GB/s": round(ceilings.matvec_bandwidth / 1e9, 1),
@@ -44,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join((*QUICK, *LONG)))
     parser.add_argument(
-        "--notebooks", type=int, default=200, help="size of the class that is graded (200)"
+        "--notebooks", type=int, default=1000, help="size of the class that is graded (1,000)"
     )
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"))
     options = parser.parse_args()

@@ -1,5 +1,8 @@
 /* A Llama's int8 weights, read at the speed of memory.
 
+   A token's numbers are the same to the last bit, whether it comes alone or with others: that is why
+   no compiler may reorder sums here, save where a line says so.
+
    Weights stay as `quantize_int8` made them: rows of int8 and one scale for each. Inputs are
    quantized too, on the fly. A few of them to int16, as finely as lets a sum of K products never
    leave int32: the only visible rounding is that of the weights. Many of them, where arithmetic is
@@ -30,7 +33,8 @@ typedef struct {
 
 static float largest(const float *x, long K) {
     float most = 0;
-    for (long i = 0; i < K; i++) most = fmaxf(most, fabsf(x[i]));
+#pragma omp simd reduction(max : most)
+    for (long i = 0; i < K; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
     return most;
 }
 
@@ -358,6 +362,7 @@ static inline float exponential(float x) {
 
 static void rms_norm(const float *x, const float *weight, float eps, long D, float *y) {
     float squares = 0;
+#pragma omp simd reduction(+ : squares)
     for (long i = 0; i < D; i++) squares += x[i] * x[i];
     float inverse = 1 / sqrtf(squares / D + eps);
     for (long i = 0; i < D; i++) y[i] = x[i] * inverse * weight[i];
@@ -377,10 +382,12 @@ static void attend(const float *query, const float *keys, const float *values, l
     float largest = -FLT_MAX, sum = 0;
     for (long s = 0; s < length; s++) {
         float dot = 0;
+#pragma omp simd reduction(+ : dot)
         for (long i = 0; i < d; i++) dot += query[i] * keys[s * d + i];
         scores[s] = dot / sqrtf(d);
         largest = fmaxf(largest, scores[s]);
     }
+#pragma omp simd reduction(+ : sum)
     for (long s = 0; s < length; s++) sum += scores[s] = exponential(scores[s] - largest);
     for (long i = 0; i < d; i++) y[i] = 0;
     for (long s = 0; s < length; s++)

@@ -23,8 +23,8 @@ from llmkit.assets import cache_dir
 
 # -ffast-math would be shorter, but in a library it may change how the whole process computes
 FLAGS = (
-    *("-O3", "-shared", "-fPIC", "-fassociative-math", "-ffinite-math-only"),
-    *("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math"),
+    *("-O3", "-shared", "-fPIC", "-fopenmp-simd"),
+    *("-ffinite-math-only", "-fno-math-errno", "-fno-trapping-math"),
 )
 
 # What `native.c` has inner loops for, the best first, and how a compiler is told.

@@ -105,14 +105,16 @@ def speculative_rounds(
 ) -> Iterator[list[Token]]:
     """Speculative generation of `limit` tokens: of each pass of the model, what it gains.
 
-    That is the drafted tokens that stand, at most `draft_tokens`, and one more. A model's draft
-    must have had the same filters as here: prompt (T,).
+    That is the drafted tokens that stand, at most `draft_tokens`, and one more. The first pass
+    reads the prompt alone, as it is read without a draft: int8 weights round many tokens more
+    coarsely than few. A model's draft must have had the same filters as here: prompt (T,).
     """
     end = len(prompt) + limit
     cache = model.new_cache(capacity=end - 1)
     ids = prompt
     while len(ids) < end:
-        drafted, q = propose(ids, min(draft_tokens, end - len(ids) - 1))
+        read = cache[0].offset > 0
+        drafted, q = propose(ids, min(draft_tokens, end - len(ids) - 1) if read else 0)
         count = len(drafted) + 1
         guess = torch.cat([ids, drafted])
         logits = _read(model, cache, guess, keep=count)

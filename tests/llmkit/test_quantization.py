@@ -260,6 +260,19 @@ def test_compiled_model_is_the_plain_one(kernels, changes):
         fast(ids[:, :1], caches[1])
 
 
+@torch.no_grad()
+def test_a_token_is_the_same_alone_and_among_others(kernels):
+    """To the last bit: so prompt look-up cannot change what a model says."""
+    model = quantize_model(tiny(hidden_size=208, intermediate_size=560), compiled=True)
+    ids = torch.randint(100, (1, 23), generator=torch.Generator().manual_seed(2))
+    alone, together = model.new_cache(23), model.new_cache(23)
+    each = torch.cat([model(ids[:, i : i + 1], alone) for i in range(23)], dim=1)
+    chunks = torch.cat([model(part, together) for part in ids.split([2, 3, 4, 5, 6, 3], 1)], dim=1)
+    assert torch.equal(each, chunks)
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
+
+
 def test_few_tokens_take_one_compiled_call(monkeypatch):
     calls = []
     real = native.blocks
