@@ -28,7 +28,7 @@ typedef struct {
     Linear q, k, v, o, gate, up, down;
     const float *attention_norm, *feedforward_norm;
     float eps;
-    long heads, kv_heads, head_dim;
+    long heads, kv_heads, head_dim; /* head_dim a multiple of 16 */
 } Block;
 
 static float largest(const float *x, long K) {
@@ -48,6 +48,9 @@ static float quantize(const float *x, long K, int16_t *q) {
     return most / top;
 }
 
+/* Memory from the start of a cache line on: what a wide register reads should not lie on two. */
+static void *room_for(size_t bytes) { return aligned_alloc(64, (bytes / 64 + 1) * 64); }
+
 /* The inner loops. `dots` is for a few inputs: the dot products of n of them, at most FEW, with four
    rows of the weight. It waits for memory, so it asks for the next four rows before they are needed.
    `tile` is for MANY: the products of INPUTS of them with ROWS of the weight, which `pack` has laid
@@ -66,6 +69,21 @@ static inline void add_up(__m256i a, __m256i b, __m256i c, __m256i d, int32_t su
     __m128i whole = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
     _mm_storeu_si128((__m128i *)sums, whole);
 }
+
+/* One input's. */
+static void dots_of_one(const int16_t *x, const int8_t *w, long K, int32_t sums[4]) {
+    __m256i sum[4] = {0};
+    for (long k = 0; k < K; k += 16) {
+        __m256i input = _mm256_loadu_si256((const __m256i *)(x + k));
+        _mm_prefetch((const char *)w + 4 * (K + k), _MM_HINT_T0);
+        for (int c = 0; c < 4; c++) {
+            __m128i row = _mm_loadu_si128((const __m128i *)(w + c * K + k));
+            __m256i products = _mm256_madd_epi16(input, _mm256_cvtepi8_epi16(row));
+            sum[c] = _mm256_add_epi32(sum[c], products);
+        }
+    }
+    add_up(sum[0], sum[1], sum[2], sum[3], sums);
+}
 #endif
 
 /* Sums in registers of their own: gcc would keep an array of them in memory. */
@@ -80,7 +98,7 @@ static inline __m256i half(__m512i sum) {
     return _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
 }
 
-/* Inlined for each n. */
+/* Several inputs'; inlined for each n. */
 static inline __attribute__((always_inline)) void dots_of(const int n, const int16_t *x,
                                                           const int8_t *w, long K,
                                                           int32_t sums[][4]) {
@@ -88,6 +106,10 @@ static inline __attribute__((always_inline)) void dots_of(const int n, const int
     SIX_TIMES(ROW)
 #undef ROW
     long k = 0;
+/* Where sums are few, each waits for its last product: an addition apart waits less. */
+#define ADD_PRODUCTS(sum, row)                                              \
+    if (n <= 4) sum = _mm512_add_epi32(sum, _mm512_madd_epi16(input, row)); \
+    else MULTIPLY(vpdpwssd, sum, input, row)
 #define STEP /* through `some` columns, 32 or 16 */                               \
     const __mmask32 mask = (1ull << some) - 1;                                    \
     __m512i first = WIDE(0), second = WIDE(1), third = WIDE(2), fourth = WIDE(3); \
@@ -96,10 +118,10 @@ static inline __attribute__((always_inline)) void dots_of(const int n, const int
 #define ROW(r)                                                         \
     if (r < n) {                                                       \
         __m512i input = _mm512_maskz_loadu_epi16(mask, x + r * K + k); \
-        MULTIPLY(vpdpwssd, a##r, input, first);                        \
-        MULTIPLY(vpdpwssd, b##r, input, second);                       \
-        MULTIPLY(vpdpwssd, c##r, input, third);                        \
-        MULTIPLY(vpdpwssd, d##r, input, fourth);                       \
+        ADD_PRODUCTS(a##r, first);                                     \
+        ADD_PRODUCTS(b##r, second);                                    \
+        ADD_PRODUCTS(c##r, third);                                     \
+        ADD_PRODUCTS(d##r, fourth);                                    \
     }
     for (const int some = 32; k + some <= K; k += some) {
         _mm_prefetch((const char *)w + 4 * (K + k), _MM_HINT_T0);
@@ -113,6 +135,7 @@ static inline __attribute__((always_inline)) void dots_of(const int n, const int
 #undef ROW
 #undef WIDE
 #undef STEP
+#undef ADD_PRODUCTS
 #define ROW(r) if (r < n) add_up(half(a##r), half(b##r), half(c##r), half(d##r), sums[r]);
     SIX_TIMES(ROW)
 #undef ROW
@@ -120,7 +143,7 @@ static inline __attribute__((always_inline)) void dots_of(const int n, const int
 
 static void dots(int n, const int16_t *x, const int8_t *w, long K, int32_t sums[][4]) {
     switch (n) {
-    case 1: dots_of(1, x, w, K, sums); break;
+    case 1: dots_of_one(x, w, K, sums[0]); break;
     case 2: dots_of(2, x, w, K, sums); break;
     case 3: dots_of(3, x, w, K, sums); break;
     case 4: dots_of(4, x, w, K, sums); break;
@@ -193,17 +216,7 @@ static void tile(const Quantized *x, const float *step, const char *wide, long K
 }
 #elif defined __AVX2__
 static void dots(int n, const int16_t *x, const int8_t *w, long K, int32_t sums[][4]) {
-    __m256i sum[4] = {0};
-    for (long k = 0; k < K; k += 16) {
-        __m256i input = _mm256_loadu_si256((const __m256i *)(x + k));
-        _mm_prefetch((const char *)w + 4 * (K + k), _MM_HINT_T0);
-        for (int c = 0; c < 4; c++) {
-            __m128i row = _mm_loadu_si128((const __m128i *)(w + c * K + k));
-            __m256i products = _mm256_madd_epi16(input, _mm256_cvtepi8_epi16(row));
-            sum[c] = _mm256_add_epi32(sum[c], products);
-        }
-    }
-    add_up(sum[0], sum[1], sum[2], sum[3], sums[0]);
+    dots_of_one(x, w, K, sums[0]);
 }
 
 /* All of an input is one group here, and all is as `dots` has it. */
@@ -332,8 +345,8 @@ int linear(const Linear *l, const float *x, float *y, long M) {
 #elif defined __AVX2__
     if (M >= MANY) return many(l, x, y, M);
 #endif
-    int16_t *q = malloc(M * K * sizeof *q);
-    float *step = malloc(M * sizeof *step);
+    int16_t *q = room_for(M * K * sizeof *q);
+    float *step = room_for(M * sizeof *step);
     int failed = !q || !step;
     if (!failed) {
 #pragma omp parallel
@@ -376,22 +389,48 @@ static void rotate(float *x, const float *cosine, const float *sine, long d) {
     }
 }
 
-/* One query against `length` keys and values; its scores are left in `scores`. */
+/* Eight floats side by side, which need not be aligned. */
+typedef float Eight __attribute__((vector_size(32), aligned(4)));
+#define EIGHT(x) (*(const Eight *)(x))
+
+static inline float dot(const float *x, const float *y, long d) {
+    Eight a = {0}, b = {0};
+    for (long i = 0; i < d; i += 16) {
+        a += EIGHT(x + i) * EIGHT(y + i);
+        b += EIGHT(x + i + 8) * EIGHT(y + i + 8);
+    }
+    a += b;
+    return ((a[0] + a[4]) + (a[1] + a[5])) + ((a[2] + a[6]) + (a[3] + a[7]));
+}
+
+/* One query against `length` keys and values; its weights are left in `scores`. */
 static void attend(const float *query, const float *keys, const float *values, long length, long d,
                    float *scores, float *y) {
-    float largest = -FLT_MAX, sum = 0;
+    float most = -FLT_MAX, sum = 0, scale = 1 / sqrtf(d);
     for (long s = 0; s < length; s++) {
-        float dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (long i = 0; i < d; i++) dot += query[i] * keys[s * d + i];
-        scores[s] = dot / sqrtf(d);
-        largest = fmaxf(largest, scores[s]);
+        scores[s] = dot(query, keys + s * d, d) * scale;
+        most = scores[s] > most ? scores[s] : most;
     }
 #pragma omp simd reduction(+ : sum)
-    for (long s = 0; s < length; s++) sum += scores[s] = exponential(scores[s] - largest);
-    for (long i = 0; i < d; i++) y[i] = 0;
-    for (long s = 0; s < length; s++)
-        for (long i = 0; i < d; i++) y[i] += scores[s] / sum * values[s * d + i];
+    for (long s = 0; s < length; s++) sum += scores[s] = exponential(scores[s] - most);
+    for (long i = 0; i < d; i += 16) {
+        /* four positions at a time, since each sum must wait for its last addition */
+        Eight left[4] = {{0}}, right[4] = {{0}};
+        const float *value = values + i;
+        long s = 0;
+        for (; s + 4 <= length; s += 4, value += 4 * d)
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) {
+                left[k] += EIGHT(value + k * d) * scores[s + k];
+                right[k] += EIGHT(value + k * d + 8) * scores[s + k];
+            }
+        for (; s < length; s++, value += d) {
+            left[0] += EIGHT(value) * scores[s];
+            right[0] += EIGHT(value + 8) * scores[s];
+        }
+        *(Eight *)(y + i) = ((left[0] + left[1]) + (left[2] + left[3])) / sum;
+        *(Eight *)(y + i + 8) = ((right[0] + right[1]) + (right[2] + right[3])) / sum;
+    }
 }
 
 /* The inputs of a linear layer for T tokens: x (T, D) normed and quantized, each by some thread. */
@@ -420,8 +459,8 @@ int blocks(const Block *all, long count, float *x, long T, const float *cosine, 
     long d = all->head_dim, H = all->heads, K = all->kv_heads, D = all->q.inputs;
     long F = all->gate.outputs, widest = D > F ? D : F, seen = offset + T;
     widest = widest > H * d ? widest : H * d;
-    float *shared = malloc(T * (2 * H * d + 2 * K * d + F + D + 1 + H * seen) * sizeof *shared);
-    int16_t *q = malloc(T * widest * sizeof *q);
+    float *shared = room_for(T * (2 * H * d + 2 * K * d + F + D + 1 + H * seen) * sizeof *shared);
+    int16_t *q = room_for(T * widest * sizeof *q);
     if (!shared || !q) {
         free(shared);
         free(q);

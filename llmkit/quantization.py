@@ -171,6 +171,9 @@ def _describe(layer: nn.Module) -> native.Block | None:
         *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
     )
     norms = layer.input_layernorm, layer.post_attention_layernorm
+    head_dim = attention.q_proj.out_features // attention.num_heads
+    if head_dim % 16:
+        return None
     if not all(type(l) is Int8Linear and l.suits_native() and l.bias is None for l in linears):
         return None
     if not all(_suits_native(norm.weight.detach()) for norm in norms):
@@ -181,7 +184,7 @@ def _describe(layer: nn.Module) -> native.Block | None:
         norms[0].eps,
         attention.num_heads,
         attention.num_kv_heads,
-        linears[0].out_features // attention.num_heads,
+        head_dim,
     )
 
 

@@ -241,8 +241,15 @@ def test_plain_model_computes_with_the_dequantized_weights():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_key_value_heads": 6}, {"num_key_value_heads": 1}, {"sliding_window": 5}],
-    ids=["grouped", "multi-head", "multi-query", "window"],
+    [
+        {},
+        {"num_key_value_heads": 6},
+        {"num_key_value_heads": 1},
+        {"sliding_window": 5},
+        {"head_dim": 48},
+        {"head_dim": 8},
+    ],
+    ids=["grouped", "multi-head", "multi-query", "window", "wide heads", "narrow heads"],
 )
 @torch.no_grad()
 def test_compiled_model_is_the_plain_one(kernels, changes):
