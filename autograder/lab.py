@@ -9,6 +9,8 @@ from pathlib import Path
 from autograder.progress import Standing, as_page, standings
 
 PAGE, WORKSPACE = "progress.html", "course"
+# else the first thing that a student reads is an offer of news
+PAGE_CONFIG = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
 
 
 def open_lab(folder: Path, arguments: list[str]) -> int:
@@ -22,7 +24,13 @@ def open_lab(folder: Path, arguments: list[str]) -> int:
     here.mkdir(exist_ok=True)
     layout = here / "layout.json"
     layout.write_text(json.dumps(_workspace(_current(found))), encoding="utf-8")
-    environment = os.environ | {"JUPYTERLAB_WORKSPACES_DIR": str(here)}
+    (here / "labconfig").mkdir(exist_ok=True)
+    (here / "labconfig" / "page_config.json").write_text(json.dumps(PAGE_CONFIG), encoding="utf-8")
+    paths = [str(here), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
+    environment = os.environ | {
+        "JUPYTERLAB_WORKSPACES_DIR": str(here),
+        "JUPYTER_CONFIG_PATH": os.pathsep.join(paths),
+    }
     lab = [sys.executable, "-m", "jupyterlab"]
     subprocess.run(
         [sys.executable, "-m", "jupyterlab.labapp", "workspaces", "import", str(layout)],

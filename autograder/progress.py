@@ -96,6 +96,7 @@ def _tasks(notebook: NotebookNode) -> Iterable[Task]:
         points = cell.metadata.get("nbgrader", {}).get("points")
         if call and points:
             yield Task(call[0], points, _earned(cell, call[0], points), minutes)
+            minutes = 0  # a question says none
 
 
 def _earned(cell: NotebookNode, name: str, points: float) -> float:
@@ -116,7 +117,8 @@ def what_next(standings: Iterable[Standing]) -> str:
     after = standings[begun[-1] :] if begun else standings
     for one in (*after, *standings):
         if task := one.next:
-            return f"Next: {task.name} in {one.chapter}, about {task.minutes} minutes."
+            time = f", about {task.minutes} minutes" if task.minutes else ""
+            return f"Next: {task.name} in {one.chapter}{time}."
     return "Every exercise is solved."
 
 

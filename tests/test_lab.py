@@ -52,6 +52,7 @@ def test_a_chapter_answers_in_jupyterlab(lab):
         page.wait("document.querySelector('.jp-Notebook .jp-CodeCell') !== null")
         page.wait("document.querySelector('iframe') !== null")  # the progress page beside it
         page.wait(f"{text}.includes('| Idle')")  # the kernel
+        assert not page.evaluate(f"{text}.includes('Jupyter news')")
         page.evaluate("document.querySelector('.jp-Notebook').focus()")
         for _ in range(CELLS_BEFORE):
             page.press("Enter", 13, modifiers=8)

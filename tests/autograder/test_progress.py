@@ -50,8 +50,12 @@ def test_a_new_course_is_all_open(folder):
         exercises = checks_of(one.chapter)
         assert {task.name for task in one.tasks} == set(exercises)
         assert one.points == sum(exercise.points for exercise in exercises.values())
-        assert all(task.minutes > 0 for task in one.tasks)
+        timed = {task.name for task in one.tasks if task.minutes}
+        assert timed == {name for name, one in exercises.items() if isinstance(one, Check)}
     assert what_next([first, second]) == "Next: count_bigram in 01-ngrams, about 5 minutes."
+    question = next(task for task in second.tasks if not task.minutes)
+    alone = replace(second, tasks=(question,))
+    assert what_next([alone]) == f"Next: {question.name} in 02-losses."
 
 
 def test_saved_verdicts_count_and_wrong_ones_do_not(folder):
