@@ -362,7 +362,11 @@ def test_when_the_last_worker_dies_the_run_ends_with_a_sentence(warm, course, he
 
 
 def test_when_the_scheduler_dies_the_run_ends_with_a_sentence(warm, course, monkeypatch):
-    monkeypatch.setattr(cluster, "_prepare", lambda client, run: 1)  # the last worker is gone
+    for worker in warm.workers:  # else they might be quicker than the scheduler's end
+        end(worker)
+    warm.workers.clear()
+    warm.until_only(0)
+    monkeypatch.setattr(cluster, "_prepare", lambda client, run: 1)
     threading.Timer(1, end, [warm.process]).start()
     begun = time.monotonic()
     with pytest.raises(ClusterError, match=r"is lost: .* it goes on from there"):
