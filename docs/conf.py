@@ -25,6 +25,9 @@ language = "en"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax"]
 
 html_theme = "pydata_sphinx_theme"
+# a guide is one page: a list of its part would be empty
+GUIDES = ("index", "students", "instructors", "architecture", "performance")
+html_sidebars = {name: [] for name in GUIDES}
 html_title = "LLMs, from scratch and graded"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": True}
 html_context = {"default_mode": "auto"}
