@@ -1,7 +1,7 @@
 /* A Llama's int8 weights, read at the speed of memory.
 
-   A token's numbers are the same to the last bit, whether it comes alone or with others: that is why
-   no compiler may reorder sums here, save where a line says so.
+   A token's numbers are the same to the last bit, whether it comes alone or with others, fewer than
+   MANY: that is why no compiler may reorder sums here, save where a line says so.
 
    Weights stay as `quantize_int8` made them: rows of int8 and one scale for each. Inputs are
    quantized too, on the fly. A few of them to int16, as finely as lets a sum of K products never
@@ -51,16 +51,16 @@ static float quantize(const float *x, long K, int16_t *q) {
 /* Memory from the start of a cache line on: what a wide register reads should not lie on two. */
 static void *room_for(size_t bytes) { return aligned_alloc(64, (bytes / 64 + 1) * 64); }
 
-/* The inner loops. `dots` is for a few inputs: the dot products of n of them, at most FEW, with four
+/* The inner loops. `dots` is for a few inputs: the dot products of n of them, at most AT_ONCE, with four
    rows of the weight. It waits for memory, so it asks for the next four rows before they are needed.
    `tile` is for MANY: the products of INPUTS of them with ROWS of the weight, which `pack` has laid
    out for it, so that no sum runs across a register. */
 #if defined __AVX512VNNI__
-enum { FEW = 6, INPUTS = 12, ROWS = 32, GROUP = 64 };
+enum { AT_ONCE = 6, INPUTS = 12, ROWS = 32, GROUP = 64 };
 #else
-enum { FEW = 1, INPUTS = 6, ROWS = 16 };
+enum { AT_ONCE = 1, INPUTS = 6, ROWS = 16 };
 #endif
-enum { MANY = 24 };
+enum { MANY = 49 }; /* more than `FEW` of quantization.py, so that these stay exact */
 
 #ifdef __AVX2__
 /* The sums of each, side by side. */
@@ -273,10 +273,10 @@ static void dots(int n, const int16_t *x, const int8_t *w, long K, int32_t sums[
 }
 #endif
 
-/* Outputs j to j+3 of n quantized inputs, at most FEW: y (n, 4). */
+/* Outputs j to j+3 of n quantized inputs, at most AT_ONCE: y (n, 4). */
 static inline void four(const Linear *l, long j, int n, const int16_t *q, const float *step,
                         float y[][4]) {
-    int32_t sums[FEW][4];
+    int32_t sums[AT_ONCE][4];
     dots(n, q, l->weight + j * l->inputs, l->inputs, sums);
     for (int r = 0; r < n; r++)
         for (int c = 0; c < 4; c++) y[r][c] = sums[r][c] * step[r] * l->scale[j + c];
@@ -287,9 +287,9 @@ static inline int at_most(long n, int most) { return n < most ? n : most; }
 /* Outputs j to j+3 of M inputs, put into y (M, outputs) or added to what is there. */
 static void columns(const Linear *l, long j, const int16_t *q, const float *step, long M, float *y,
                     int add) {
-    for (long i = 0; i < M; i += FEW) {
-        float some[FEW][4];
-        int n = at_most(M - i, FEW);
+    for (long i = 0; i < M; i += AT_ONCE) {
+        float some[AT_ONCE][4];
+        int n = at_most(M - i, AT_ONCE);
         four(l, j, n, q + i * l->inputs, step + i, some);
         for (int r = 0; r < n; r++)
             for (int c = 0; c < 4; c++) {
@@ -501,9 +501,9 @@ int blocks(const Block *all, long count, float *x, long T, const float *cosine, 
         prepare(x, b->feedforward_norm, b->eps, D, T, normed, q, step);
 #pragma omp for schedule(static)
         for (long j = 0; j < F; j += 4)
-            for (long t = 0; t < T; t += FEW) {
-                float gate[FEW][4], up[FEW][4];
-                int n = at_most(T - t, FEW);
+            for (long t = 0; t < T; t += AT_ONCE) {
+                float gate[AT_ONCE][4], up[AT_ONCE][4];
+                int n = at_most(T - t, AT_ONCE);
                 four(&b->gate, j, n, q + t * D, step + t, gate);
                 four(&b->up, j, n, q + t * D, step + t, up);
                 for (int r = 0; r < n; r++)

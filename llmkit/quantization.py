@@ -171,12 +171,12 @@ def _describe(layer: nn.Module) -> native.Block | None:
         *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
     )
     norms = layer.input_layernorm, layer.post_attention_layernorm
-    head_dim = attention.q_proj.out_features // attention.num_heads
-    if head_dim % 16:
-        return None
     if not all(type(l) is Int8Linear and l.suits_native() and l.bias is None for l in linears):
         return None
     if not all(_suits_native(norm.weight.detach()) for norm in norms):
+        return None
+    head_dim = attention.q_proj.out_features // attention.num_heads
+    if head_dim % 16:
         return None
     return native.Block(
         *(native.Linear.of(linear.weight, linear.scale) for linear in linears),

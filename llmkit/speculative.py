@@ -113,8 +113,8 @@ def speculative_rounds(
     cache = model.new_cache(capacity=end - 1)
     ids = prompt
     while len(ids) < end:
-        read = cache[0].offset > 0
-        drafted, q = propose(ids, min(draft_tokens, end - len(ids) - 1) if read else 0)
+        most = draft_tokens if cache[0].offset else 0
+        drafted, q = propose(ids, min(most, end - len(ids) - 1))
         count = len(drafted) + 1
         guess = torch.cat([ids, drafted])
         logits = _read(model, cache, guess, keep=count)

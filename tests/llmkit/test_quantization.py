@@ -16,6 +16,7 @@ from llmkit import native
 from llmkit.assets import shakespeare_text
 from llmkit.checkpoints import load_checkpoint
 from llmkit.decoding import generate
+from llmkit.lora import LoRALinear
 from llmkit.quantization import (
     FEW,
     Int8Linear,
@@ -144,7 +145,7 @@ def test_plain_layer_is_the_dequantized_one(bias):
 
 
 @pytest.mark.parametrize("inputs, outputs", [(16, 4), (48, 20), (560, 36), (96, 112)])
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 25])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 25, 48])
 def test_compiled_layer_is_the_dequantized_one(kernels, inputs, outputs, rows):
     generator = torch.Generator().manual_seed(rows)
     linear = nn.Linear(inputs, outputs, bias=False).requires_grad_(False)
@@ -161,7 +162,7 @@ def test_compiled_layer_is_the_dequantized_one(kernels, inputs, outputs, rows):
 
 
 @pytest.mark.parametrize("inputs, outputs", [(64, 4), (192, 100), (576, 36)])
-@pytest.mark.parametrize("rows", [24, 25, 36])
+@pytest.mark.parametrize("rows", [FEW + 1, 50, 61])
 def test_many_inputs_are_rounded_in_groups_of_64(kernels, inputs, outputs, rows):
     """To 8 bits at worst: each of 64 numbers to a step of the largest among them."""
     generator = torch.Generator().manual_seed(rows)
@@ -179,11 +180,19 @@ def test_many_inputs_are_rounded_in_groups_of_64(kernels, inputs, outputs, rows)
     assert ((layer(x) - expected).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("inputs, outputs", [(16, 4), (48, 20), (560, 36), (96, 112)])
+def test_many_inputs_of_an_odd_width(kernels, inputs, outputs):
+    """Where no groups of 64 fit, or none are needed, each input has one step, as few have."""
+    layer = Int8Linear(nn.Linear(inputs, outputs, bias=False).requires_grad_(False), compiled=True)
+    x = torch.randn(FEW + 2, inputs, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(layer(x), torch.cat([layer(row[None]) for row in x]))
+
+
 def test_compiled_sums_stay_in_their_integers(kernels):
     linear = nn.Linear(8192, 16, bias=False).requires_grad_(False)
     linear.weight.fill_(-2.0)
-    x = torch.full((7, 8192), 3.0)
-    for rows in (x, x[:1]):
+    x = torch.full((FEW + 1, 8192), 3.0)
+    for rows in (x, x[:7], x[:1]):
         y = Int8Linear(linear, compiled=True)(rows)
         torch.testing.assert_close(y, torch.full_like(y, -6.0 * 8192), rtol=1e-6, atol=0)
 
@@ -270,11 +279,12 @@ def test_compiled_model_is_the_plain_one(kernels, changes):
 @torch.no_grad()
 def test_a_token_is_the_same_alone_and_among_others(kernels):
     """To the last bit: so prompt look-up cannot change what a model says."""
-    model = quantize_model(tiny(hidden_size=208, intermediate_size=560), compiled=True)
-    ids = torch.randint(100, (1, 23), generator=torch.Generator().manual_seed(2))
-    alone, together = model.new_cache(23), model.new_cache(23)
-    each = torch.cat([model(ids[:, i : i + 1], alone) for i in range(23)], dim=1)
-    chunks = torch.cat([model(part, together) for part in ids.split([2, 3, 4, 5, 6, 3], 1)], dim=1)
+    model = quantize_model(tiny(hidden_size=192, intermediate_size=560), compiled=True)
+    sizes = [2, 3, 4, 5, 6, 25, FEW]
+    ids = torch.randint(100, (1, sum(sizes)), generator=torch.Generator().manual_seed(2))
+    alone, together = model.new_cache(sum(sizes)), model.new_cache(sum(sizes))
+    each = torch.cat([model(token, alone) for token in ids.split(1, dim=1)], dim=1)
+    chunks = torch.cat([model(part, together) for part in ids.split(sizes, dim=1)], dim=1)
     assert torch.equal(each, chunks)
     for a, b in zip(alone, together, strict=True):
         assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
@@ -297,7 +307,7 @@ def test_blocks_notice_what_was_changed_behind_them():
     model, token = quantize_model(tiny(), compiled=True), torch.tensor([[7]])
     model(token, model.new_cache(4))
     attention = model.model.layers[0].self_attn
-    attention.q_proj = nn.Linear(48, 96, bias=False)  # as LoRA would
+    attention.q_proj = LoRALinear(nn.Linear(48, 96, bias=False))
     model.model.layers[1].input_layernorm.weight.copy_(torch.rand(48))
     expected = copy.deepcopy(model)
     for layer in (m for m in expected.modules() if isinstance(m, Int8Linear)):
